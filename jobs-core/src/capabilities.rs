@@ -1,0 +1,199 @@
+//! What a pipeline can do, as data.
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use crate::{Error, ErrorKind, Message, Result};
+
+/// How a pipeline provides a feature.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Support {
+    /// Not at all: asking for it is refused before any I/O.
+    #[default]
+    None,
+    /// By the driver, with the limits its page describes.
+    Emulated,
+    /// By the broker itself.
+    Native,
+}
+
+impl Support {
+    /// True unless the feature is refused.
+    #[must_use]
+    pub fn is_available(self) -> bool {
+        self != Self::None
+    }
+}
+
+/// What the number in [`Job::attempt`](crate::Job::attempt) counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attempts {
+    /// Deliveries that were started: requeues, abandoned jobs and ended leases.
+    Exact,
+    /// At least the requeues; crashes, releases or abandoned jobs may count or not.
+    AtLeast,
+    /// The broker only tells whether the job was delivered before.
+    Flag,
+}
+
+/// What a consumer's right to a delivered job depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lease {
+    /// The connection (or process): it lasts as long as that lives.
+    Connection,
+    /// Time, extended by the driver while the job is unsettled.
+    Timed,
+    /// Time that nobody can extend.
+    Fixed,
+}
+
+/// What a pipeline can do with its configuration: known before connecting from
+/// [`Plan::capabilities`](crate::Plan::capabilities), and possibly narrower afterwards from
+/// [`Driver::capabilities`](crate::Driver::capabilities), never wider.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Capabilities {
+    /// Delivering a message later.
+    pub delay: Support,
+    /// Keeping jobs ordered by priority at the broker. Inside this process they always are.
+    pub priority: Support,
+    /// Keeping a rejected job as a dead letter. With none, a rejected job is discarded.
+    pub reject: Support,
+    /// Requeueing with a delay or with changed headers.
+    pub requeue: Support,
+    /// Pushing many messages in one request.
+    pub batch: Support,
+    /// Keeping jobs with equal ordering keys in order.
+    pub ordering_key: Support,
+    /// Extending a lease on request.
+    pub extend: Support,
+    /// True if accepted messages survive a restart of the broker, or of this process without one.
+    pub durable: bool,
+    /// True if `Ok` from a settlement means that the broker has confirmed it.
+    pub acks_confirmed: bool,
+    /// What the attempt number counts.
+    pub attempts: Attempts,
+    /// True if releasing a job leaves its attempt number as it is.
+    pub uncounted_release: bool,
+    /// What the right to a delivered job depends on.
+    pub lease: Lease,
+    /// Largest payload in bytes.
+    pub max_payload: Option<usize>,
+    /// Longest delay.
+    pub max_delay: Option<Duration>,
+    /// Most messages in one request; larger batches are split by the driver.
+    pub max_batch: Option<usize>,
+    /// Priorities a message may have.
+    pub priorities: RangeInclusive<i64>,
+}
+
+impl Default for Capabilities {
+    /// A pipeline that can do nothing but push and acknowledge: the place a driver starts from.
+    fn default() -> Self {
+        Self {
+            delay: Support::None,
+            priority: Support::None,
+            reject: Support::None,
+            requeue: Support::None,
+            batch: Support::None,
+            ordering_key: Support::None,
+            extend: Support::None,
+            durable: false,
+            acks_confirmed: false,
+            attempts: Attempts::AtLeast,
+            uncounted_release: false,
+            lease: Lease::Connection,
+            max_payload: None,
+            max_delay: None,
+            max_batch: None,
+            priorities: i64::MIN..=i64::MAX,
+        }
+    }
+}
+
+impl Capabilities {
+    /// Decides whether this pipeline takes `message`. Every push starts here, before any I/O.
+    ///
+    /// # Errors
+    /// - [`ErrorKind::InvalidMessage`]: an id, name, header name or ordering key that is empty, has
+    ///   more than 255 bytes or holds a control character;
+    /// - [`ErrorKind::PayloadTooLarge`]: more bytes than [`max_payload`](Self::max_payload);
+    /// - [`ErrorKind::Unsupported`]: a delay, priority or ordering key the pipeline cannot honour.
+    pub fn admit(&self, message: &Message) -> Result<()> {
+        message.validate()?;
+        let size = message.payload().len();
+        if let Some(max) = self.max_payload.filter(|max| size > *max) {
+            let context = format!("at most {max} bytes, found {size}");
+            return Err(Error::new(ErrorKind::PayloadTooLarge, "push").with_context(context));
+        }
+        if let Some(priority) = message.priority().filter(|p| !self.priorities.contains(p)) {
+            let (low, high) = (self.priorities.start(), self.priorities.end());
+            return Err(unsupported(format!("priority from {low} to {high}, found {priority}")));
+        }
+        if message.ordering_key().is_some() && !self.ordering_key.is_available() {
+            return Err(unsupported(
+                "ordering key: this pipeline cannot keep jobs in order".into(),
+            ));
+        }
+        self.admit_delay(message.delay())
+    }
+
+    /// Decides whether this pipeline takes a delay; zero always passes.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] if it has no delays, or none that long.
+    pub fn admit_delay(&self, delay: Duration) -> Result<()> {
+        if delay.is_zero() {
+            return Ok(());
+        }
+        if !self.delay.is_available() {
+            return Err(unsupported("delay: this pipeline delivers at once only".into()));
+        }
+        match self.max_delay.filter(|max| delay > *max) {
+            None => Ok(()),
+            Some(max) => Err(unsupported(format!("delay of at most {max:?}, found {delay:?}"))),
+        }
+    }
+}
+
+fn unsupported(context: String) -> Error {
+    Error::new(ErrorKind::Unsupported, "push").with_context(context)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kind(capabilities: &Capabilities, message: &Message) -> Option<ErrorKind> {
+        capabilities.admit(message).err().map(|error| error.kind())
+    }
+
+    #[test]
+    fn refuses_what_is_not_available() {
+        let none = Capabilities::default();
+        let message = Message::new("a", "");
+        assert_eq!(kind(&none, &message), None);
+        let delayed = message.clone().with_delay(Duration::from_secs(1));
+        assert_eq!(kind(&none, &delayed), Some(ErrorKind::Unsupported));
+        let keyed = message.with_ordering_key("k");
+        assert_eq!(kind(&none, &keyed), Some(ErrorKind::Unsupported));
+    }
+
+    #[test]
+    fn limits_include_their_bound() {
+        let limited = Capabilities {
+            delay: Support::Native,
+            max_payload: Some(3),
+            max_delay: Some(Duration::from_secs(9)),
+            priorities: 1..=5,
+            ..Capabilities::default()
+        };
+        let message = Message::new("a", "abc");
+        let at = |seconds| message.clone().with_delay(Duration::from_secs(seconds));
+        assert_eq!(kind(&limited, &at(9).with_priority(5)), None);
+        assert_eq!(kind(&limited, &at(10)), Some(ErrorKind::Unsupported));
+        assert_eq!(kind(&limited, &at(0).with_priority(6)), Some(ErrorKind::Unsupported));
+        let long = message.with_payload("abcd");
+        assert_eq!(kind(&limited, &long), Some(ErrorKind::PayloadTooLarge));
+    }
+}

@@ -1,0 +1,167 @@
+//! The driver's end of a lane.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Waker;
+
+use tokio::sync::Semaphore;
+
+use super::{LaneId, Shared};
+use crate::job::Delivery;
+use crate::{Job, Result};
+
+/// Where a driver delivers the jobs of one pipeline. Dropping it closes the lane: jobs that nobody
+/// popped are abandoned.
+pub struct Inlet {
+    shared: Arc<Shared>,
+    lane: LaneId,
+    pipeline: Arc<str>,
+    credits: Arc<Credits>,
+}
+
+#[derive(Default)]
+struct Credits {
+    granted: AtomicUsize,
+    free: Free,
+}
+
+/// A semaphore that starts empty.
+struct Free(Semaphore);
+
+impl Default for Free {
+    fn default() -> Self {
+        Self(Semaphore::new(0))
+    }
+}
+
+/// The right to have one job of a pipeline in this process. Dropping it lets the next job in.
+pub struct Credit(Arc<Credits>);
+
+impl Drop for Credit {
+    fn drop(&mut self) {
+        self.0.free.0.add_permits(1);
+    }
+}
+
+impl Inlet {
+    pub(super) fn new(shared: Arc<Shared>, lane: LaneId, pipeline: Arc<str>) -> Self {
+        Self { shared, lane, pipeline, credits: Arc::default() }
+    }
+
+    /// The pipeline whose lane this is.
+    #[must_use]
+    pub fn pipeline(&self) -> &Arc<str> {
+        &self.pipeline
+    }
+
+    /// Adds credits: the pipeline's `prefetch`, once, when it is run.
+    pub fn grant(&self, prefetch: usize) {
+        self.credits.granted.fetch_add(prefetch, Ordering::Relaxed);
+        self.credits.free.0.add_permits(prefetch);
+    }
+
+    /// Credits that are out: jobs of this pipeline in this process.
+    #[must_use]
+    pub fn active(&self) -> usize {
+        let free = self.credits.free.0.available_permits();
+        self.credits.granted.load(Ordering::Relaxed).saturating_sub(free)
+    }
+
+    /// A credit if one is free.
+    #[must_use]
+    pub fn try_credit(&self) -> Option<Credit> {
+        self.credits.free.0.try_acquire().ok()?.forget();
+        Some(Credit(Arc::clone(&self.credits)))
+    }
+
+    /// Waits for a credit; those who wait are served in turn.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn credit(&self) -> Credit {
+        let permit = self.credits.free.0.acquire().await.expect("the semaphore is never closed");
+        permit.forget();
+        Credit(Arc::clone(&self.credits))
+    }
+
+    /// Puts a job into the lane. On a lane that is closed it is abandoned.
+    pub fn deliver(&self, credit: Credit, delivery: Delivery) {
+        let job = Job::new(Arc::clone(&self.pipeline), credit, delivery);
+        let mut lanes = self.shared.lock();
+        let Some(lane) = lanes.lanes.get_mut(&self.lane) else {
+            // Not under the lock: dropping a job calls into its driver.
+            drop(lanes);
+            return drop(job);
+        };
+        lane.jobs.push(job.effective_priority(lane.priority), job);
+        let waker = lanes.waker_for(self.lane);
+        drop(lanes);
+        waker.into_iter().for_each(Waker::wake);
+    }
+
+    /// Holds the lane: nothing is handed out until [`open`](Self::open), deliveries still go in.
+    pub fn hold(&self) {
+        if let Some(lane) = self.shared.lock().lanes.get_mut(&self.lane) {
+            lane.held = true;
+        }
+    }
+
+    /// Hands jobs out again.
+    pub fn open(&self) {
+        let mut lanes = self.shared.lock();
+        let Some(lane) = lanes.lanes.get_mut(&self.lane) else { return };
+        lane.held = false;
+        let waiting = lane.jobs.len();
+        let wakers: Vec<_> = (0..waiting).map_while(|_| lanes.waker_for(self.lane)).collect();
+        drop(lanes);
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// Takes back what nobody popped, in order.
+    #[must_use]
+    pub fn take_back(&self) -> Vec<Job> {
+        let mut lanes = self.shared.lock();
+        lanes.lanes.get_mut(&self.lane).map_or_else(Vec::new, |lane| lane.jobs.drain().collect())
+    }
+
+    /// Holds the lane and releases what nobody popped, last job first, so that brokers that put
+    /// released jobs in front keep their order. What pausing begins with, on every driver.
+    ///
+    /// # Errors
+    /// The first failure; the other jobs are released all the same.
+    pub async fn hold_and_release(&self) -> Result<()> {
+        self.hold();
+        let releases: Vec<_> = self.take_back().into_iter().rev().map(Job::release).collect();
+        let mut answer = Ok(());
+        for release in releases {
+            if let Err(error) = release.await {
+                answer = answer.and(Err(error.into()));
+            }
+        }
+        answer
+    }
+}
+
+impl Drop for Inlet {
+    fn drop(&mut self) {
+        let lane = self.shared.lock().lanes.remove(&self.lane);
+        // The jobs go outside the lock: dropping them calls into their driver.
+        drop(lane);
+    }
+}
+
+impl fmt::Debug for Inlet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inlet")
+            .field("pipeline", &self.pipeline)
+            .field("active", &self.active())
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Credit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Credit")
+    }
+}
