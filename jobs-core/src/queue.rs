@@ -190,6 +190,9 @@ fn started(taken: Taken) -> Job {
 impl Lanes {
     /// The waker of somebody who can take a job from this lane now. Wake it without the lock.
     fn waker_for(&mut self, lane: LaneId) -> Option<Waker> {
+        if self.waiters.is_empty() {
+            return None;
+        }
         let lane = self.lanes.get(&lane)?;
         lane.head()?;
         self.waiters.take_for(&lane.pipeline)

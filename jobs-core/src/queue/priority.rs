@@ -1,5 +1,6 @@
 //! First in, first out among equal priorities.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, VecDeque};
 
 /// A queue ordered by priority (smaller is sooner), then by arrival.
@@ -15,17 +16,19 @@ use std::collections::{BTreeMap, VecDeque};
 /// ```
 #[derive(Clone, Debug)]
 pub struct PriorityFifo<T> {
-    levels: BTreeMap<i64, VecDeque<T>>,
+    /// The level of the lowest priority, apart from the others: mostly there is only one, and
+    /// running empty must not cost an allocation. Empty only if all are.
+    first: VecDeque<T>,
+    priority: i64,
+    others: BTreeMap<i64, VecDeque<T>>,
     len: usize,
-    /// The level emptied last, kept so that a queue that runs empty and fills does not allocate.
-    spare: VecDeque<T>,
 }
 
 impl<T> PriorityFifo<T> {
     /// An empty queue.
     #[must_use]
     pub const fn new() -> Self {
-        Self { levels: BTreeMap::new(), len: 0, spare: VecDeque::new() }
+        Self { first: VecDeque::new(), priority: 0, others: BTreeMap::new(), len: 0 }
     }
 
     /// Number of values.
@@ -55,27 +58,39 @@ impl<T> PriorityFifo<T> {
     /// The priority of the value [`pop`](Self::pop) would return.
     #[must_use]
     pub fn first_priority(&self) -> Option<i64> {
-        self.levels.first_key_value().map(|(priority, _)| *priority)
+        (self.len > 0).then_some(self.priority)
     }
 
     /// Takes the first value.
     pub fn pop(&mut self) -> Option<T> {
-        let mut level = self.levels.first_entry()?;
-        let value = level.get_mut().pop_front().expect("empty levels are removed");
-        if level.get().is_empty() {
-            self.spare = level.remove();
-        }
+        let value = self.first.pop_front()?;
         self.len -= 1;
+        if self.first.is_empty()
+            && let Some((priority, level)) = self.others.pop_first()
+        {
+            (self.priority, self.first) = (priority, level);
+        }
         Some(value)
     }
 
     /// Takes all values, in order.
     pub fn drain(&mut self) -> impl Iterator<Item = T> + use<T> {
-        std::mem::take(self).levels.into_values().flatten()
+        let Self { first, others, .. } = std::mem::take(self);
+        first.into_iter().chain(others.into_values().flatten())
     }
 
     fn level(&mut self, priority: i64) -> &mut VecDeque<T> {
-        self.levels.entry(priority).or_insert_with(|| std::mem::take(&mut self.spare))
+        if self.first.is_empty() {
+            self.priority = priority;
+        }
+        match priority.cmp(&self.priority) {
+            Ordering::Equal => return &mut self.first,
+            Ordering::Greater => return self.others.entry(priority).or_default(),
+            Ordering::Less => {}
+        }
+        let level = std::mem::take(&mut self.first);
+        self.others.insert(std::mem::replace(&mut self.priority, priority), level);
+        &mut self.first
     }
 }
 

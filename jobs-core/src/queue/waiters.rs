@@ -35,6 +35,10 @@ pub(super) struct Waiters {
 }
 
 impl Waiters {
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
     /// Registers a waiter, or renews the waker of one that still waits.
     pub(super) fn wait(&mut self, key: Option<Key>, selection: &Selection, waker: &Waker) -> Key {
         if let Some(waiter) = self.waiting.iter_mut().find(|waiter| Some(waiter.key) == key) {

@@ -1,0 +1,219 @@
+//! The mapping of the contract onto a queue in this process.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use jobs_core::{
+    Capabilities, Driver, Error, ErrorKind, Inlet, Message, Pipeline, Result, State, async_trait,
+};
+use tokio::sync::Mutex;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::NAME;
+use crate::config::MemoryConfig;
+use crate::storage::Storage;
+
+/// One pipeline on a queue.
+#[derive(Debug)]
+pub(crate) struct MemoryDriver {
+    pipeline: Arc<str>,
+    priority: i64,
+    config: MemoryConfig,
+    capabilities: Capabilities,
+    storage: Arc<Storage>,
+    /// Serialises run, pause, resume and stop.
+    lifecycle: Mutex<Lifecycle>,
+    consumer: OnceLock<u64>,
+    closed: AtomicBool,
+    /// Ends pushes that wait for room.
+    closing: CancellationToken,
+}
+
+/// What the calls that change the life of the pipeline own.
+#[derive(Debug)]
+struct Lifecycle {
+    timer: Option<AbortOnDropHandle<()>>,
+}
+
+impl MemoryDriver {
+    pub(crate) fn new(pipeline: &Pipeline, config: MemoryConfig, storage: Arc<Storage>) -> Self {
+        let timer = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&storage).run_timer()));
+        Self {
+            pipeline: pipeline.shared_name(),
+            priority: pipeline.priority(),
+            capabilities: config.capabilities(),
+            config,
+            storage,
+            lifecycle: Mutex::new(Lifecycle { timer: Some(timer) }),
+            consumer: OnceLock::new(),
+            closed: AtomicBool::new(false),
+            closing: CancellationToken::new(),
+        }
+    }
+
+    fn error(&self, kind: ErrorKind, operation: &'static str) -> Error {
+        self.named(Error::new(kind, operation))
+    }
+
+    fn named(&self, error: Error) -> Error {
+        error.with_driver(NAME).with_pipeline(Arc::clone(&self.pipeline))
+    }
+
+    fn open(&self, operation: &'static str) -> Result<()> {
+        match self.closed.load(Ordering::Acquire) {
+            true => Err(self.error(ErrorKind::Closed, operation)),
+            false => Ok(()),
+        }
+    }
+
+    fn admit(&self, message: &Message) -> Result<()> {
+        self.open("push")?;
+        self.capabilities.admit(message).map_err(|error| self.named(error))
+    }
+
+    /// Waits for room, at most until `push_timeout` or the stop.
+    async fn room(&self, places: u32) -> Result<()> {
+        if self.storage.try_room(places) {
+            return Ok(());
+        }
+        let room = timeout(self.config.push_timeout, self.storage.room(places));
+        tokio::select! {
+            room = room => room.map_err(|_| self.no_room(ErrorKind::Throttled)),
+            () = self.closing.cancelled() => Err(self.no_room(ErrorKind::Closed)),
+        }
+    }
+
+    /// `Throttled` because the queue stayed full, or `Closed`.
+    fn no_room(&self, kind: ErrorKind) -> Error {
+        let error = self.error(kind, "push");
+        if kind != ErrorKind::Throttled {
+            return error;
+        }
+        let (capacity, limit) = (self.config.capacity, self.config.push_timeout);
+        error
+            .with_context(format!("the queue still held {capacity} jobs after {limit:?}"))
+            .transient()
+    }
+}
+
+#[async_trait]
+impl Driver for MemoryDriver {
+    fn capabilities(&self) -> Capabilities {
+        self.capabilities.clone()
+    }
+
+    async fn push(&self, message: Message) -> Result<()> {
+        self.admit(&message)?;
+        self.room(1).await?;
+        self.storage.store([(message, self.priority)]);
+        Ok(())
+    }
+
+    async fn push_batch(&self, messages: Vec<Message>) -> Vec<Result<()>> {
+        // A part of the queue at a time: a batch larger than the queue would wait for ever.
+        let most = (self.config.capacity.get() / 8).clamp(1, 1 << 16);
+        let mut answers = Vec::with_capacity(messages.len());
+        let mut messages = messages.into_iter().peekable();
+        while messages.peek().is_some() {
+            let first = answers.len();
+            let mut admitted = Vec::with_capacity(most.min(messages.len()));
+            for message in messages.by_ref().take(most) {
+                let answer = self.admit(&message);
+                if answer.is_ok() {
+                    admitted.push((message, self.priority));
+                }
+                answers.push(answer);
+            }
+            let places = u32::try_from(admitted.len()).expect("at most 65,536");
+            match self.room(places).await {
+                Ok(()) => self.storage.store(admitted),
+                Err(error) => {
+                    let refused = answers[first..].iter_mut().filter(|answer| answer.is_ok());
+                    refused.for_each(|answer| *answer = Err(self.no_room(error.kind())));
+                }
+            }
+        }
+        answers
+    }
+
+    async fn run(&self, inlet: Inlet) -> Result<()> {
+        let _lifecycle = self.lifecycle.lock().await;
+        self.open("run")?;
+        if self.consumer.get().is_some() {
+            let error = self.error(ErrorKind::InvalidState, "run");
+            return Err(error.with_context("it was run before"));
+        }
+        inlet.grant(self.config.prefetch.get());
+        let consumer = self.storage.attach(Arc::new(inlet));
+        self.consumer.set(consumer).expect("checked above, under the lock");
+        self.storage.resume(consumer);
+        Ok(())
+    }
+
+    async fn pause(&self) -> Result<()> {
+        let _lifecycle = self.lifecycle.lock().await;
+        self.open("pause")?;
+        match self.consumer.get().and_then(|consumer| self.storage.pause(*consumer)) {
+            Some(inlet) => inlet.hold_and_release().await,
+            None => Ok(()),
+        }
+    }
+
+    async fn resume(&self) -> Result<()> {
+        let _lifecycle = self.lifecycle.lock().await;
+        self.open("resume")?;
+        let Some(consumer) = self.consumer.get() else {
+            let error = self.error(ErrorKind::InvalidState, "resume");
+            return Err(error.with_context("it was never run"));
+        };
+        self.storage.resume(*consumer);
+        Ok(())
+    }
+
+    async fn stop(&self) -> Result<()> {
+        let mut lifecycle = self.lifecycle.lock().await;
+        self.closed.store(true, Ordering::Release);
+        self.closing.cancel();
+        let mut answer = Ok(());
+        if let Some(consumer) = self.consumer.get() {
+            if let Some(inlet) = self.storage.pause(*consumer) {
+                answer = inlet.hold_and_release().await;
+            }
+            self.storage.detach(*consumer);
+        }
+        if let Some(timer) = &mut lifecycle.timer {
+            timer.abort();
+            // It was cancelled just now: there is nothing else it could answer.
+            let _ = timer.await;
+            lifecycle.timer = None;
+        }
+        answer
+    }
+
+    async fn state(&self) -> Result<State> {
+        self.open("state")?;
+        let figures = self.storage.figures(self.consumer.get().copied());
+        let mut state = State::new(Arc::clone(&self.pipeline), NAME);
+        state.queue = self.config.queue.as_str().into();
+        state.priority = self.priority;
+        state.ready = figures.ready;
+        state.active = figures.active as u64;
+        state.delayed = Some(figures.delayed as u64);
+        state.reserved = Some(figures.reserved as u64);
+        state.in_flight = Some(figures.in_flight as u64);
+        state.dead = Some(figures.dead as u64);
+        state.last_error = figures.last_error;
+        Ok(state)
+    }
+}
+
+/// A driver dropped without a stop is a consumer that died: its jobs go back.
+impl Drop for MemoryDriver {
+    fn drop(&mut self) {
+        if let Some(consumer) = self.consumer.get() {
+            self.storage.detach(*consumer);
+        }
+    }
+}

@@ -1,0 +1,442 @@
+//! One queue: what is in it, who consumes it, and the hand-over between them.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jobs_core::{
+    Acknowledger, Capabilities, Credit, Delivery, Error, ErrorKind, Extending, Inlet, JobId,
+    Message, Outcome, PriorityFifo, Refusal, Result, Settling, Token, Unsettled,
+};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
+use tokio::time::Instant;
+
+use crate::NAME;
+use crate::config::MemoryConfig;
+use crate::leases::{Entry, Leases};
+
+/// A job that was rejected.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct DeadLetter {
+    /// The message as it was delivered last.
+    pub message: Message,
+    /// The attempt it was rejected in.
+    pub attempt: u32,
+}
+
+/// One queue, shared by the pipelines on it and by the receipts of their jobs.
+///
+/// A push that finds a consumer with a free credit delivers itself, under the one lock: a job goes
+/// from producer to lane without a task in between.
+pub(crate) struct Storage {
+    config: MemoryConfig,
+    capabilities: Capabilities,
+    /// Places for jobs: one is taken by a push and given back when the job is settled for good.
+    room: Semaphore,
+    contents: Mutex<Contents>,
+    /// Tells the tasks in [`run_timer`](Self::run_timer) that something is due sooner.
+    sooner: Notify,
+}
+
+#[derive(Default)]
+struct Contents {
+    ready: PriorityFifo<Entry>,
+    delayed: BinaryHeap<Reverse<Delayed>>,
+    arrivals: u64,
+    leases: Leases,
+    dead: VecDeque<DeadLetter>,
+    consumers: Vec<Consumer>,
+    next_consumer: u64,
+    /// The consumer whose turn it is.
+    turn: usize,
+    /// When the timer will look next; it may come early, never late.
+    alarm: Option<Instant>,
+    last_error: Option<String>,
+}
+
+struct Consumer {
+    id: u64,
+    inlet: Arc<Inlet>,
+    /// The storage itself: a cycle that detaching breaks.
+    acknowledger: Arc<dyn Acknowledger>,
+    paused: bool,
+}
+
+#[derive(Debug)]
+struct Delayed {
+    due: Instant,
+    arrival: u64,
+    entry: Entry,
+}
+
+impl Ord for Delayed {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.due, self.arrival).cmp(&(other.due, other.arrival))
+    }
+}
+
+impl PartialOrd for Delayed {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Delayed {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Delayed {}
+
+/// What [`Storage::figures`] tells.
+pub(crate) struct Figures {
+    pub(crate) ready: bool,
+    pub(crate) active: usize,
+    pub(crate) delayed: usize,
+    pub(crate) reserved: usize,
+    pub(crate) in_flight: usize,
+    pub(crate) dead: usize,
+    pub(crate) last_error: Option<String>,
+}
+
+impl Storage {
+    pub(crate) fn new(config: MemoryConfig) -> Arc<Self> {
+        Arc::new(Self {
+            capabilities: config.capabilities(),
+            room: Semaphore::new(config.capacity.get()),
+            config,
+            contents: Mutex::default(),
+            sooner: Notify::new(),
+        })
+    }
+
+    pub(crate) fn config(&self) -> &MemoryConfig {
+        &self.config
+    }
+
+    /// No code of others runs under this lock, and none of ours panics with it half changed.
+    fn contents(&self) -> MutexGuard<'_, Contents> {
+        self.contents.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes room for `places` jobs without waiting.
+    pub(crate) fn try_room(&self, places: u32) -> bool {
+        self.room.try_acquire_many(places).map(SemaphorePermit::forget).is_ok()
+    }
+
+    /// Waits for room for `places` jobs. Cancel safe; those who wait are served in turn.
+    pub(crate) async fn room(&self, places: u32) {
+        let permit = self.room.acquire_many(places).await.expect("never closed");
+        permit.forget();
+    }
+
+    /// Stores messages for which there is room.
+    pub(crate) fn store(&self, messages: impl IntoIterator<Item = (Message, i64)>) {
+        let lease_end = self.lease_end();
+        let mut contents = self.contents();
+        let mut sooner = false;
+        for (message, pipeline) in messages {
+            let priority = message.priority().unwrap_or(pipeline);
+            let delay = message.delay();
+            let entry = Entry { message, attempt: 1, priority };
+            sooner |= contents.place(entry, delay, lease_end);
+        }
+        drop(contents);
+        self.wake_timer(sooner);
+    }
+
+    /// When a lease that begins now ends. Asked before the lock is taken: it costs a clock.
+    fn lease_end(&self) -> Option<Instant> {
+        self.config.max_lease.map(|lease| Instant::now() + lease)
+    }
+
+    /// Registers a consumer, paused, and returns its number.
+    pub(crate) fn attach(self: &Arc<Self>, inlet: Arc<Inlet>) -> u64 {
+        let mut contents = self.contents();
+        let id = contents.next_consumer;
+        contents.next_consumer += 1;
+        let acknowledger = Arc::<Self>::clone(self);
+        contents.consumers.push(Consumer { id, inlet, acknowledger, paused: true });
+        id
+    }
+
+    /// Removes a consumer. What it had unsettled is ready again, and the attempts count.
+    pub(crate) fn detach(&self, id: u64) {
+        let lease_end = self.lease_end();
+        let mut contents = self.contents();
+        let index = contents.consumers.iter().position(|consumer| consumer.id == id);
+        let consumer = index.map(|index| contents.consumers.remove(index));
+        for entry in contents.leases.take_consumer(id).into_iter().rev() {
+            contents.give_back(entry);
+        }
+        let sooner = contents.pump(lease_end);
+        drop(contents);
+        self.wake_timer(sooner);
+        // Outside the lock: closing the lane drops its jobs, and that calls back.
+        drop(consumer);
+    }
+
+    /// Stops handing jobs to a consumer, and returns its inlet.
+    pub(crate) fn pause(&self, id: u64) -> Option<Arc<Inlet>> {
+        let mut contents = self.contents();
+        let consumer = contents.consumers.iter_mut().find(|consumer| consumer.id == id)?;
+        consumer.paused = true;
+        Some(Arc::clone(&consumer.inlet))
+    }
+
+    /// Hands jobs to a consumer again.
+    pub(crate) fn resume(&self, id: u64) {
+        let lease_end = self.lease_end();
+        let mut contents = self.contents();
+        if let Some(consumer) = contents.consumers.iter_mut().find(|consumer| consumer.id == id) {
+            consumer.paused = false;
+            consumer.inlet.open();
+        }
+        let sooner = contents.pump(lease_end);
+        drop(contents);
+        self.wake_timer(sooner);
+    }
+
+    pub(crate) fn figures(&self, consumer: Option<u64>) -> Figures {
+        let contents = self.contents();
+        let consumer = contents.consumers.iter().find(|other| Some(other.id) == consumer);
+        Figures {
+            ready: consumer.is_some_and(|consumer| !consumer.paused),
+            active: consumer.map_or(0, |consumer| consumer.inlet.active()),
+            delayed: contents.delayed.len(),
+            reserved: contents.ready.len(),
+            in_flight: contents.leases.len(),
+            dead: contents.dead.len(),
+            last_error: contents.last_error.clone(),
+        }
+    }
+
+    pub(crate) fn dead_letters(&self) -> Vec<DeadLetter> {
+        self.contents().dead.iter().cloned().collect()
+    }
+
+    /// Moves what is due, for ever. Any number of these may run.
+    pub(crate) async fn run_timer(self: Arc<Self>) {
+        loop {
+            let sooner = self.sooner.notified();
+            tokio::pin!(sooner);
+            // Armed before looking, so that nothing that becomes due meanwhile is missed.
+            sooner.as_mut().enable();
+            match self.move_due() {
+                None => sooner.await,
+                Some(alarm) => tokio::select! {
+                    () = sooner => {}
+                    () = tokio::time::sleep_until(alarm) => {}
+                },
+            }
+        }
+    }
+
+    /// Makes delayed jobs ready and ends leases whose time has come; returns when to look again.
+    fn move_due(&self) -> Option<Instant> {
+        let now = Instant::now();
+        let mut contents = self.contents();
+        while contents.delayed.peek().is_some_and(|Reverse(delayed)| delayed.due <= now) {
+            let Reverse(delayed) = contents.delayed.pop().expect("peeked");
+            contents.ready.push(delayed.entry.priority, delayed.entry);
+        }
+        while let Some(entry) = contents.leases.take_ended(now) {
+            let id: &JobId = entry.message.id();
+            tracing::warn!(%id, queue = self.config.queue, "lease ended, the job runs again");
+            contents.last_error = Some(format!("the lease of job `{id}` ended after `max_lease`"));
+            contents.give_back(entry);
+        }
+        contents.pump(self.lease_end());
+        let due = contents.delayed.peek().map(|Reverse(delayed)| delayed.due);
+        contents.alarm = due.into_iter().chain(contents.leases.next_deadline()).min();
+        contents.alarm
+    }
+
+    fn wake_timer(&self, sooner: bool) {
+        if sooner {
+            self.sooner.notify_waiters();
+        }
+    }
+
+    /// The job as `outcome` leaves it, if the queue takes it so.
+    fn requeued(&self, job: &Unsettled, outcome: &Outcome) -> Result<Option<Message>> {
+        let Outcome::Requeue { delay, headers } = outcome else { return Ok(None) };
+        let mut message = job.message.clone().with_delay(*delay);
+        if let Some(headers) = headers {
+            message = message.with_headers(headers.clone());
+        }
+        self.capabilities.admit(&message).map_err(|error| error.with_driver(NAME))?;
+        Ok(Some(message))
+    }
+}
+
+impl fmt::Debug for Storage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Storage").field("queue", &self.config.queue).finish_non_exhaustive()
+    }
+}
+
+impl Contents {
+    /// A consumer that can take a job now, with the credit for it. They take turns.
+    fn free_consumer(&mut self) -> Option<(usize, Credit)> {
+        let count = self.consumers.len();
+        for step in 0..count {
+            let index = (self.turn + step) % count;
+            let consumer = &self.consumers[index];
+            if !consumer.paused
+                && let Some(credit) = consumer.inlet.try_credit()
+            {
+                self.turn = index + 1;
+                return Some((index, credit));
+            }
+        }
+        None
+    }
+
+    /// Puts a job where it belongs: to a consumer, among the ready or the delayed. True if the
+    /// timer must look sooner.
+    fn place(&mut self, entry: Entry, delay: Duration, lease_end: Option<Instant>) -> bool {
+        if !delay.is_zero() {
+            return self.delay(entry, Instant::now() + delay);
+        }
+        if self.ready.is_empty()
+            && let Some((consumer, credit)) = self.free_consumer()
+        {
+            return self.hand_over(consumer, credit, entry, lease_end);
+        }
+        self.ready.push(entry.priority, entry);
+        false
+    }
+
+    /// Delivers ready jobs while consumers have credits. True if the timer must look sooner.
+    fn pump(&mut self, lease_end: Option<Instant>) -> bool {
+        let mut sooner = false;
+        while !self.ready.is_empty()
+            && let Some((consumer, credit)) = self.free_consumer()
+        {
+            let entry = self.ready.pop().expect("not empty");
+            sooner |= self.hand_over(consumer, credit, entry, lease_end);
+        }
+        sooner
+    }
+
+    /// Gives the credit of a job that is over to the next one, if there is one for its consumer.
+    fn pass_on(&mut self, consumer: u64, credit: Credit, lease_end: Option<Instant>) -> bool {
+        let index = self.consumers.iter().position(|other| other.id == consumer && !other.paused);
+        match (index, self.ready.is_empty()) {
+            (Some(index), false) => {
+                let entry = self.ready.pop().expect("not empty");
+                self.hand_over(index, credit, entry, lease_end)
+            }
+            _ => {
+                drop(credit);
+                self.pump(lease_end)
+            }
+        }
+    }
+
+    fn hand_over(
+        &mut self,
+        consumer: usize,
+        credit: Credit,
+        entry: Entry,
+        lease_end: Option<Instant>,
+    ) -> bool {
+        let consumer = &self.consumers[consumer];
+        let acknowledger = Arc::clone(&consumer.acknowledger);
+        let (message, attempt) = (entry.message.clone(), entry.attempt);
+        let token = self.leases.insert(entry, consumer.id, lease_end);
+        let delivery = Delivery { message, attempt, position: None, token, acknowledger };
+        // The lane is open as long as its inlet is held: the job cannot come back under the lock.
+        consumer.inlet.deliver(credit, delivery);
+        lease_end.is_some_and(|end| self.alarm_before(end))
+    }
+
+    /// Keeps a job until `due`. True if the timer must look sooner.
+    fn delay(&mut self, entry: Entry, due: Instant) -> bool {
+        self.arrivals += 1;
+        self.delayed.push(Reverse(Delayed { due, arrival: self.arrivals, entry }));
+        self.alarm_before(due)
+    }
+
+    fn alarm_before(&mut self, due: Instant) -> bool {
+        let sooner = self.alarm.is_none_or(|alarm| due < alarm);
+        if sooner {
+            self.alarm = Some(due);
+        }
+        sooner
+    }
+
+    /// Makes a job ready again, in front, that was started and not finished.
+    fn give_back(&mut self, mut entry: Entry) {
+        entry.attempt = entry.attempt.saturating_add(1);
+        self.ready.push_front(entry.priority, entry);
+    }
+
+    fn bury(&mut self, entry: Entry, most: usize) {
+        self.dead.push_back(DeadLetter { message: entry.message, attempt: entry.attempt });
+        if self.dead.len() > most {
+            self.dead.pop_front();
+        }
+    }
+}
+
+/// Receipts hold the storage itself: a token is never used twice, so there are no epochs.
+impl Acknowledger for Storage {
+    fn settle(&self, job: Unsettled, outcome: Outcome) -> Settling {
+        let requeued = match self.requeued(&job, &outcome) {
+            Ok(requeued) => requeued,
+            Err(error) => return Settling::refused(Refusal { error, job: Some(job) }),
+        };
+        let lease_end = self.lease_end();
+        let mut contents = self.contents();
+        let Some((consumer, mut entry)) = contents.leases.remove(job.token) else {
+            return Settling::refused(Refusal::lease_lost(NAME));
+        };
+        let mut sooner = false;
+        match (outcome, requeued) {
+            (Outcome::Release, _) => contents.ready.push_front(entry.priority, entry),
+            (_, Some(message)) => {
+                let delay = message.delay();
+                entry.attempt = entry.attempt.saturating_add(1);
+                sooner = contents.place(Entry { message, ..entry }, delay, lease_end);
+            }
+            (outcome, None) => {
+                self.room.add_permits(1);
+                if outcome == Outcome::Reject {
+                    contents.bury(entry, self.config.dead_letters);
+                }
+            }
+        }
+        sooner |= contents.pass_on(consumer, job.credit, lease_end);
+        drop(contents);
+        self.wake_timer(sooner);
+        Settling::done()
+    }
+
+    fn extend(&self, token: Token, by: Duration) -> Extending {
+        // An instant that the clock cannot express is as good as ten years.
+        let now = Instant::now();
+        let deadline = now.checked_add(by).unwrap_or(now + crate::config::MAX_DELAY);
+        Extending::ready(match self.contents().leases.extend(token, deadline) {
+            true => Ok(()),
+            false => Err(Error::new(ErrorKind::LeaseLost, "extend").with_driver(NAME)),
+        })
+    }
+
+    fn abandon(&self, job: Unsettled) {
+        let lease_end = self.lease_end();
+        let mut contents = self.contents();
+        drop(job.credit);
+        if let Some((_, entry)) = contents.leases.remove(job.token) {
+            contents.give_back(entry);
+        }
+        let sooner = contents.pump(lease_end);
+        drop(contents);
+        self.wake_timer(sooner);
+    }
+}
