@@ -26,7 +26,7 @@ pub use job::{Delivery, Job, Receipt, Settle, SettleError};
 pub use message::{JobId, KafkaOptions, Message};
 pub use options::Options;
 pub use pipeline::Pipeline;
-pub use queue::{Credit, Inlet, Pop, PriorityFifo, Queue};
+pub use queue::{Credit, Inlet, Pop, PriorityFifo, Queue, Wakeup};
 pub use registry::Registry;
 pub use secrecy::ExposeSecret;
 /// Text that is never shown: passwords, keys, tokens. Read it with [`ExposeSecret`].

@@ -9,16 +9,16 @@ mod inlet;
 mod priority;
 mod waiters;
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use crate::{Job, Pipeline};
 
-pub use inlet::{Credit, Inlet};
+pub use inlet::{Credit, Inlet, Wakeup};
 pub use priority::PriorityFifo;
 use waiters::{Key, Selection, Waiters};
 
@@ -35,11 +35,14 @@ pub struct Queue {
 #[derive(Default)]
 struct Shared {
     lanes: Mutex<Lanes>,
+    /// Counts deliveries, for a worker that looks whether there was one.
+    deliveries: AtomicUsize,
 }
 
 #[derive(Default)]
 struct Lanes {
-    lanes: BTreeMap<LaneId, Lane>,
+    /// Few, and looked through at every pop.
+    lanes: Vec<Lane>,
     next_id: LaneId,
     /// Counts pops: the lane whose last turn is longest ago goes first among equals.
     turn: u64,
@@ -49,7 +52,14 @@ struct Lanes {
 
 type LaneId = u64;
 
+/// A worker that always finds a job would never let go of its thread.
+const POPS_PER_YIELD: u64 = 128;
+
+/// Turns a worker takes before it sleeps.
+const SPINS: usize = 100;
+
 struct Lane {
+    id: LaneId,
     pipeline: Arc<str>,
     priority: i64,
     jobs: PriorityFifo<Job>,
@@ -83,6 +93,7 @@ impl Queue {
         let id = lanes.next_id;
         lanes.next_id += 1;
         let lane = Lane {
+            id,
             pipeline: pipeline.shared_name(),
             priority: pipeline.priority(),
             jobs: PriorityFifo::new(),
@@ -91,7 +102,7 @@ impl Queue {
             max_running: pipeline.max_running().map_or(usize::MAX, usize::from),
             last_turn: 0,
         };
-        lanes.lanes.insert(id, lane);
+        lanes.lanes.push(lane);
         drop(lanes);
         Inlet::new(Arc::clone(&self.shared), id, pipeline.shared_name())
     }
@@ -101,13 +112,13 @@ impl Queue {
     /// # Cancel safety
     /// Cancel safe: no job is lost and no wake-up swallowed.
     pub fn pop(&self) -> Pop<'_> {
-        Pop { shared: &self.shared, selection: Selection::All, key: None }
+        Pop { shared: &self.shared, selection: Selection::All, key: None, yielded: false }
     }
 
     /// As [`pop`](Self::pop), from the lanes of the named pipelines only.
     pub fn pop_from(&self, pipelines: &Arc<[Arc<str>]>) -> Pop<'_> {
         let selection = Selection::Named(Arc::clone(pipelines));
-        Pop { shared: &self.shared, selection, key: None }
+        Pop { shared: &self.shared, selection, key: None, yielded: false }
     }
 
     /// The next job if there is one now.
@@ -119,7 +130,7 @@ impl Queue {
     /// Jobs waiting in all lanes, held ones included.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.shared.lock().lanes.values().map(|lane| lane.jobs.len()).sum()
+        self.shared.lock().lanes.iter().map(|lane| lane.jobs.len()).sum()
     }
 
     /// True if no job waits.
@@ -141,7 +152,7 @@ impl Queue {
 impl fmt::Debug for Queue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let lanes = self.shared.lock();
-        let lengths = lanes.lanes.values().map(|lane| (&lane.pipeline, lane.jobs.len()));
+        let lengths = lanes.lanes.iter().map(|lane| (&lane.pipeline, lane.jobs.len()));
         f.debug_map().entries(lengths).finish()
     }
 }
@@ -152,25 +163,31 @@ impl Shared {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Looks for about a microsecond whether a job comes. Putting a worker's thread to sleep and
+    /// waking it costs more than that, and a busy producer is about to deliver.
+    fn spin(&self, seen: usize) {
+        for _ in 0..SPINS {
+            if self.deliveries.load(Ordering::Relaxed) != seen {
+                return;
+            }
+            std::hint::spin_loop();
+        }
+    }
+
     /// Takes the best job of the selected lanes. Call [`started`] on it once the lock is gone.
     fn take(self: &Arc<Self>, lanes: &mut Lanes, selection: &Selection) -> Option<Taken> {
         if lanes.closed {
             return None;
         }
-        let (_, _, id) = lanes
-            .lanes
-            .iter()
-            .filter(|(_, lane)| selection.contains(&lane.pipeline))
-            .filter_map(|(id, lane)| Some((lane.head()?, lane.last_turn, *id)))
-            .min()?;
-        lanes.turn += 1;
-        let turn = lanes.turn;
-        let lane = lanes.lanes.get_mut(&id).expect("found above");
+        let selected = lanes.lanes.iter_mut().filter(|lane| selection.contains(&lane.pipeline));
+        let ready = selected.filter_map(|lane| Some((lane.head()?, lane)));
+        let (_, lane) = ready.min_by_key(|(priority, lane)| (*priority, lane.last_turn))?;
         let job = lane.jobs.pop()?;
-        lane.last_turn = turn;
+        lanes.turn += 1;
+        lane.last_turn = lanes.turn;
         let limited = lane.max_running != usize::MAX;
         lane.running += usize::from(limited);
-        let slot = limited.then(|| RunningSlot { shared: Arc::clone(self), lane: id });
+        let slot = limited.then(|| RunningSlot { shared: Arc::clone(self), lane: lane.id });
         Some(Taken { job, slot })
     }
 }
@@ -188,12 +205,16 @@ fn started(taken: Taken) -> Job {
 }
 
 impl Lanes {
+    fn lane(&mut self, id: LaneId) -> Option<&mut Lane> {
+        self.lanes.iter_mut().find(|lane| lane.id == id)
+    }
+
     /// The waker of somebody who can take a job from this lane now. Wake it without the lock.
     fn waker_for(&mut self, lane: LaneId) -> Option<Waker> {
         if self.waiters.is_empty() {
             return None;
         }
-        let lane = self.lanes.get(&lane)?;
+        let lane = self.lanes.iter().find(|other| other.id == lane)?;
         lane.head()?;
         self.waiters.take_for(&lane.pipeline)
     }
@@ -208,7 +229,7 @@ pub(crate) struct RunningSlot {
 impl Drop for RunningSlot {
     fn drop(&mut self) {
         let mut lanes = self.shared.lock();
-        if let Some(lane) = lanes.lanes.get_mut(&self.lane) {
+        if let Some(lane) = lanes.lane(self.lane) {
             lane.running -= 1;
         }
         let waker = lanes.waker_for(self.lane);
@@ -223,6 +244,7 @@ pub struct Pop<'a> {
     shared: &'a Arc<Shared>,
     selection: Selection,
     key: Option<Key>,
+    yielded: bool,
 }
 
 impl Future for Pop<'_> {
@@ -230,8 +252,23 @@ impl Future for Pop<'_> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Job>> {
         let this = self.get_mut();
+        let deliveries = this.shared.deliveries.load(Ordering::Relaxed);
         let mut lanes = this.shared.lock();
-        if let Some(taken) = this.shared.take(&mut lanes, &this.selection) {
+        if lanes.turn % POPS_PER_YIELD == POPS_PER_YIELD - 1 && !this.yielded {
+            // Others on this thread, such as the producers, get their turn.
+            this.yielded = true;
+            drop(lanes);
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let mut taken = this.shared.take(&mut lanes, &this.selection);
+        if taken.is_none() && this.key.is_none() {
+            drop(lanes);
+            this.shared.spin(deliveries);
+            lanes = this.shared.lock();
+            taken = this.shared.take(&mut lanes, &this.selection);
+        }
+        if let Some(taken) = taken {
             if let Some(key) = this.key.take() {
                 lanes.waiters.remove(key);
             }
@@ -255,11 +292,9 @@ impl Drop for Pop<'_> {
             return;
         }
         // We were woken for a job that we will not take: pass the wake-up on.
-        let ids: Vec<_> = lanes.lanes.keys().copied().collect();
-        let waker = ids.into_iter().find_map(|id| {
-            let chosen = self.selection.contains(&lanes.lanes.get(&id)?.pipeline);
-            chosen.then(|| lanes.waker_for(id)).flatten()
-        });
+        let selected = lanes.lanes.iter().filter(|lane| self.selection.contains(&lane.pipeline));
+        let ids: Vec<_> = selected.map(|lane| lane.id).collect();
+        let waker = ids.into_iter().find_map(|id| lanes.waker_for(id));
         drop(lanes);
         waker.into_iter().for_each(Waker::wake);
     }

@@ -73,14 +73,17 @@ impl MemoryDriver {
         self.capabilities.admit(message).map_err(|error| self.named(error))
     }
 
-    /// Waits for room, at most until `push_timeout` or the stop.
-    async fn room(&self, places: u32) -> Result<()> {
-        if self.storage.try_room(places) {
-            return Ok(());
-        }
-        let room = timeout(self.config.push_timeout, self.storage.room(places));
+    /// Stores messages; waits for room, at most until `push_timeout` or the stop.
+    async fn store<M>(&self, messages: M) -> Result<()>
+    where
+        M: ExactSizeIterator<Item = (Message, i64)> + Send,
+    {
+        // A producer that always finds room would never let go of its thread.
+        tokio::task::coop::consume_budget().await;
+        let Err(messages) = self.storage.try_store(messages) else { return Ok(()) };
+        let stored = timeout(self.config.push_timeout, self.storage.store(messages));
         tokio::select! {
-            room = room => room.map_err(|_| self.no_room(ErrorKind::Throttled)),
+            stored = stored => stored.map_err(|_| self.no_room(ErrorKind::Throttled)),
             () = self.closing.cancelled() => Err(self.no_room(ErrorKind::Closed)),
         }
     }
@@ -106,9 +109,7 @@ impl Driver for MemoryDriver {
 
     async fn push(&self, message: Message) -> Result<()> {
         self.admit(&message)?;
-        self.room(1).await?;
-        self.storage.store([(message, self.priority)]);
-        Ok(())
+        self.store(std::iter::once((message, self.priority))).await
     }
 
     async fn push_batch(&self, messages: Vec<Message>) -> Vec<Result<()>> {
@@ -126,13 +127,9 @@ impl Driver for MemoryDriver {
                 }
                 answers.push(answer);
             }
-            let places = u32::try_from(admitted.len()).expect("at most 65,536");
-            match self.room(places).await {
-                Ok(()) => self.storage.store(admitted),
-                Err(error) => {
-                    let refused = answers[first..].iter_mut().filter(|answer| answer.is_ok());
-                    refused.for_each(|answer| *answer = Err(self.no_room(error.kind())));
-                }
+            if let Err(error) = self.store(admitted.into_iter()).await {
+                let refused = answers[first..].iter_mut().filter(|answer| answer.is_ok());
+                refused.for_each(|answer| *answer = Err(self.no_room(error.kind())));
             }
         }
         answers
@@ -188,6 +185,7 @@ impl Driver for MemoryDriver {
             // It was cancelled just now: there is nothing else it could answer.
             let _ = timer.await;
             lifecycle.timer = None;
+            self.storage.wake_timers();
         }
         answer
     }
@@ -215,5 +213,7 @@ impl Drop for MemoryDriver {
         if let Some(consumer) = self.consumer.get() {
             self.storage.detach(*consumer);
         }
+        self.lifecycle.get_mut().timer = None;
+        self.storage.wake_timers();
     }
 }

@@ -4,6 +4,7 @@ mod config;
 mod constructor;
 mod driver;
 mod leases;
+mod room;
 mod storage;
 
 pub use config::MemoryConfig;

@@ -8,14 +8,15 @@ use std::time::Duration;
 
 use jobs_core::{
     Acknowledger, Capabilities, Credit, Delivery, Error, ErrorKind, Extending, Inlet, JobId,
-    Message, Outcome, PriorityFifo, Refusal, Result, Settling, Token, Unsettled,
+    Message, Outcome, PriorityFifo, Refusal, Result, Settling, Token, Unsettled, Wakeup,
 };
-use tokio::sync::{Notify, Semaphore, SemaphorePermit};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::NAME;
 use crate::config::MemoryConfig;
 use crate::leases::{Entry, Leases};
+use crate::room::{Room, Waiting};
 
 /// A job that was rejected.
 #[derive(Clone, Debug)]
@@ -34,19 +35,20 @@ pub struct DeadLetter {
 pub(crate) struct Storage {
     config: MemoryConfig,
     capabilities: Capabilities,
-    /// Places for jobs: one is taken by a push and given back when the job is settled for good.
-    room: Semaphore,
     contents: Mutex<Contents>,
+    waiting: Waiting,
     /// Tells the tasks in [`run_timer`](Self::run_timer) that something is due sooner.
     sooner: Notify,
 }
 
-#[derive(Default)]
 struct Contents {
+    /// A push takes a place, and gives it back when the job is settled for good.
+    room: Room,
     ready: PriorityFifo<Entry>,
     delayed: BinaryHeap<Reverse<Delayed>>,
     arrivals: u64,
     leases: Leases,
+    max_lease: Option<Duration>,
     dead: VecDeque<DeadLetter>,
     consumers: Vec<Consumer>,
     next_consumer: u64,
@@ -54,6 +56,7 @@ struct Contents {
     turn: usize,
     /// When the timer will look next; it may come early, never late.
     alarm: Option<Instant>,
+    after: After,
     last_error: Option<String>,
 }
 
@@ -92,6 +95,14 @@ impl PartialEq for Delayed {
 
 impl Eq for Delayed {}
 
+/// What is left to do once the lock is free; dropping it wakes the worker.
+#[derive(Default)]
+struct After {
+    /// The timer must look sooner than it meant to.
+    sooner: bool,
+    wakeup: Wakeup,
+}
+
 /// What [`Storage::figures`] tells.
 pub(crate) struct Figures {
     pub(crate) ready: bool,
@@ -107,9 +118,9 @@ impl Storage {
     pub(crate) fn new(config: MemoryConfig) -> Arc<Self> {
         Arc::new(Self {
             capabilities: config.capabilities(),
-            room: Semaphore::new(config.capacity.get()),
+            contents: Mutex::new(Contents::new(&config)),
+            waiting: Waiting::new(),
             config,
-            contents: Mutex::default(),
             sooner: Notify::new(),
         })
     }
@@ -123,35 +134,45 @@ impl Storage {
         self.contents.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes room for `places` jobs without waiting.
-    pub(crate) fn try_room(&self, places: u32) -> bool {
-        self.room.try_acquire_many(places).map(SemaphorePermit::forget).is_ok()
-    }
-
-    /// Waits for room for `places` jobs. Cancel safe; those who wait are served in turn.
-    pub(crate) async fn room(&self, places: u32) {
-        let permit = self.room.acquire_many(places).await.expect("never closed");
-        permit.forget();
-    }
-
-    /// Stores messages for which there is room.
-    pub(crate) fn store(&self, messages: impl IntoIterator<Item = (Message, i64)>) {
-        let lease_end = self.lease_end();
+    /// Stores messages if there is room; else gives them back.
+    pub(crate) fn try_store<M>(&self, messages: M) -> Result<(), M>
+    where
+        M: ExactSizeIterator<Item = (Message, i64)>,
+    {
         let mut contents = self.contents();
-        let mut sooner = false;
+        if !contents.room.try_take(messages.len()) {
+            return Err(messages);
+        }
+        self.place_all(contents, messages);
+        Ok(())
+    }
+
+    /// Waits for room, and then stores messages.
+    ///
+    /// Cancel safe: if it is dropped nothing was stored. Those who wait are served in turn.
+    pub(crate) async fn store<M>(&self, messages: M)
+    where
+        M: ExactSizeIterator<Item = (Message, i64)>,
+    {
+        let places = messages.len();
+        self.contents().room.ask(places, &self.waiting);
+        let asked = Asked { storage: self, places };
+        self.waiting.wait(u32::try_from(places).expect("a batch is split")).await;
+        std::mem::forget(asked);
+        self.place_all(self.contents(), messages);
+    }
+
+    fn place_all(
+        &self,
+        mut contents: MutexGuard<'_, Contents>,
+        messages: impl Iterator<Item = (Message, i64)>,
+    ) {
         for (message, pipeline) in messages {
             let priority = message.priority().unwrap_or(pipeline);
             let delay = message.delay();
-            let entry = Entry { message, attempt: 1, priority };
-            sooner |= contents.place(entry, delay, lease_end);
+            contents.place(Entry { message, attempt: 1, priority }, delay);
         }
-        drop(contents);
-        self.wake_timer(sooner);
-    }
-
-    /// When a lease that begins now ends. Asked before the lock is taken: it costs a clock.
-    fn lease_end(&self) -> Option<Instant> {
-        self.config.max_lease.map(|lease| Instant::now() + lease)
+        self.finish(contents);
     }
 
     /// Registers a consumer, paused, and returns its number.
@@ -166,16 +187,14 @@ impl Storage {
 
     /// Removes a consumer. What it had unsettled is ready again, and the attempts count.
     pub(crate) fn detach(&self, id: u64) {
-        let lease_end = self.lease_end();
         let mut contents = self.contents();
         let index = contents.consumers.iter().position(|consumer| consumer.id == id);
         let consumer = index.map(|index| contents.consumers.remove(index));
         for entry in contents.leases.take_consumer(id).into_iter().rev() {
             contents.give_back(entry);
         }
-        let sooner = contents.pump(lease_end);
-        drop(contents);
-        self.wake_timer(sooner);
+        contents.pump();
+        self.finish(contents);
         // Outside the lock: closing the lane drops its jobs, and that calls back.
         drop(consumer);
     }
@@ -190,15 +209,13 @@ impl Storage {
 
     /// Hands jobs to a consumer again.
     pub(crate) fn resume(&self, id: u64) {
-        let lease_end = self.lease_end();
         let mut contents = self.contents();
         if let Some(consumer) = contents.consumers.iter_mut().find(|consumer| consumer.id == id) {
             consumer.paused = false;
             consumer.inlet.open();
         }
-        let sooner = contents.pump(lease_end);
-        drop(contents);
-        self.wake_timer(sooner);
+        contents.pump();
+        self.finish(contents);
     }
 
     pub(crate) fn figures(&self, consumer: Option<u64>) -> Figures {
@@ -244,21 +261,36 @@ impl Storage {
             let Reverse(delayed) = contents.delayed.pop().expect("peeked");
             contents.ready.push(delayed.entry.priority, delayed.entry);
         }
+        let mut ended: Vec<JobId> = Vec::new();
         while let Some(entry) = contents.leases.take_ended(now) {
-            let id: &JobId = entry.message.id();
-            tracing::warn!(%id, queue = self.config.queue, "lease ended, the job runs again");
-            contents.last_error = Some(format!("the lease of job `{id}` ended after `max_lease`"));
+            ended.push(entry.message.id().clone());
             contents.give_back(entry);
         }
-        contents.pump(self.lease_end());
+        if let Some(id) = ended.last() {
+            contents.last_error = Some(format!("the lease of job `{id}` ended after `max_lease`"));
+        }
+        contents.pump();
         let due = contents.delayed.peek().map(|Reverse(delayed)| delayed.due);
-        contents.alarm = due.into_iter().chain(contents.leases.next_deadline()).min();
-        contents.alarm
+        let alarm = due.into_iter().chain(contents.leases.next_deadline()).min();
+        contents.alarm = alarm;
+        self.finish(contents);
+        for id in ended {
+            tracing::warn!(%id, queue = self.config.queue, "lease ended, the job runs again");
+        }
+        alarm
     }
 
-    fn wake_timer(&self, sooner: bool) {
-        if sooner {
-            self.sooner.notify_waiters();
+    /// Makes the timers look again: one of them has ended, and only it may have known the alarm.
+    pub(crate) fn wake_timers(&self) {
+        self.sooner.notify_waiters();
+    }
+
+    /// Frees the lock, and then wakes whom the changes concern.
+    fn finish(&self, mut contents: MutexGuard<'_, Contents>) {
+        let after = std::mem::take(&mut contents.after);
+        drop(contents);
+        if after.sooner {
+            self.wake_timers();
         }
     }
 
@@ -280,12 +312,41 @@ impl fmt::Debug for Storage {
     }
 }
 
+/// Gives up a place that was asked for, unless it is forgotten.
+struct Asked<'a> {
+    storage: &'a Storage,
+    places: usize,
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        self.storage.contents().room.give_up(self.places, &self.storage.waiting);
+    }
+}
+
 impl Contents {
+    fn new(config: &MemoryConfig) -> Self {
+        Self {
+            room: Room::new(config.capacity.get()),
+            ready: PriorityFifo::new(),
+            delayed: BinaryHeap::new(),
+            arrivals: 0,
+            leases: Leases::default(),
+            max_lease: config.max_lease,
+            dead: VecDeque::new(),
+            consumers: Vec::new(),
+            next_consumer: 0,
+            turn: 0,
+            alarm: None,
+            after: After::default(),
+            last_error: None,
+        }
+    }
+
     /// A consumer that can take a job now, with the credit for it. They take turns.
     fn free_consumer(&mut self) -> Option<(usize, Credit)> {
-        let count = self.consumers.len();
-        for step in 0..count {
-            let index = (self.turn + step) % count;
+        let turn = self.turn.min(self.consumers.len());
+        for index in (turn..self.consumers.len()).chain(0..turn) {
             let consumer = &self.consumers[index];
             if !consumer.paused
                 && let Some(credit) = consumer.inlet.try_credit()
@@ -297,78 +358,70 @@ impl Contents {
         None
     }
 
-    /// Puts a job where it belongs: to a consumer, among the ready or the delayed. True if the
-    /// timer must look sooner.
-    fn place(&mut self, entry: Entry, delay: Duration, lease_end: Option<Instant>) -> bool {
+    /// Puts a job where it belongs: to a consumer, among the ready or the delayed.
+    fn place(&mut self, entry: Entry, delay: Duration) {
         if !delay.is_zero() {
             return self.delay(entry, Instant::now() + delay);
         }
         if self.ready.is_empty()
             && let Some((consumer, credit)) = self.free_consumer()
         {
-            return self.hand_over(consumer, credit, entry, lease_end);
+            return self.hand_over(consumer, credit, entry);
         }
         self.ready.push(entry.priority, entry);
-        false
     }
 
-    /// Delivers ready jobs while consumers have credits. True if the timer must look sooner.
-    fn pump(&mut self, lease_end: Option<Instant>) -> bool {
-        let mut sooner = false;
+    /// Delivers ready jobs while consumers have credits.
+    fn pump(&mut self) {
         while !self.ready.is_empty()
             && let Some((consumer, credit)) = self.free_consumer()
         {
             let entry = self.ready.pop().expect("not empty");
-            sooner |= self.hand_over(consumer, credit, entry, lease_end);
+            self.hand_over(consumer, credit, entry);
         }
-        sooner
     }
 
     /// Gives the credit of a job that is over to the next one, if there is one for its consumer.
-    fn pass_on(&mut self, consumer: u64, credit: Credit, lease_end: Option<Instant>) -> bool {
+    fn pass_on(&mut self, consumer: u64, credit: Credit) {
         let index = self.consumers.iter().position(|other| other.id == consumer && !other.paused);
         match (index, self.ready.is_empty()) {
             (Some(index), false) => {
                 let entry = self.ready.pop().expect("not empty");
-                self.hand_over(index, credit, entry, lease_end)
+                self.hand_over(index, credit, entry);
             }
             _ => {
                 drop(credit);
-                self.pump(lease_end)
+                self.pump();
             }
         }
     }
 
-    fn hand_over(
-        &mut self,
-        consumer: usize,
-        credit: Credit,
-        entry: Entry,
-        lease_end: Option<Instant>,
-    ) -> bool {
+    fn hand_over(&mut self, consumer: usize, credit: Credit, entry: Entry) {
+        let lease_end = self.max_lease.map(|lease| Instant::now() + lease);
         let consumer = &self.consumers[consumer];
         let acknowledger = Arc::clone(&consumer.acknowledger);
         let (message, attempt) = (entry.message.clone(), entry.attempt);
         let token = self.leases.insert(entry, consumer.id, lease_end);
         let delivery = Delivery { message, attempt, position: None, token, acknowledger };
         // The lane is open as long as its inlet is held: the job cannot come back under the lock.
-        consumer.inlet.deliver(credit, delivery);
-        lease_end.is_some_and(|end| self.alarm_before(end))
+        self.after.wakeup = consumer.inlet.deliver(credit, delivery);
+        if let Some(end) = lease_end {
+            self.alarm_before(end);
+        }
     }
 
-    /// Keeps a job until `due`. True if the timer must look sooner.
-    fn delay(&mut self, entry: Entry, due: Instant) -> bool {
+    /// Keeps a job until `due`.
+    fn delay(&mut self, entry: Entry, due: Instant) {
         self.arrivals += 1;
         self.delayed.push(Reverse(Delayed { due, arrival: self.arrivals, entry }));
-        self.alarm_before(due)
+        self.alarm_before(due);
     }
 
-    fn alarm_before(&mut self, due: Instant) -> bool {
-        let sooner = self.alarm.is_none_or(|alarm| due < alarm);
-        if sooner {
+    fn alarm_before(&mut self, due: Instant) {
+        if self.alarm.is_none_or(|alarm| due < alarm) {
             self.alarm = Some(due);
+            self.after.sooner = true;
         }
-        sooner
     }
 
     /// Makes a job ready again, in front, that was started and not finished.
@@ -392,29 +445,29 @@ impl Acknowledger for Storage {
             Ok(requeued) => requeued,
             Err(error) => return Settling::refused(Refusal { error, job: Some(job) }),
         };
-        let lease_end = self.lease_end();
         let mut contents = self.contents();
         let Some((consumer, mut entry)) = contents.leases.remove(job.token) else {
             return Settling::refused(Refusal::lease_lost(NAME));
         };
-        let mut sooner = false;
+        let leaves = matches!(outcome, Outcome::Ack | Outcome::Reject);
+        let mut acked = None;
         match (outcome, requeued) {
             (Outcome::Release, _) => contents.ready.push_front(entry.priority, entry),
+            (Outcome::Reject, _) => contents.bury(entry, self.config.dead_letters),
+            (_, None) => acked = Some(entry),
             (_, Some(message)) => {
                 let delay = message.delay();
                 entry.attempt = entry.attempt.saturating_add(1);
-                sooner = contents.place(Entry { message, ..entry }, delay, lease_end);
-            }
-            (outcome, None) => {
-                self.room.add_permits(1);
-                if outcome == Outcome::Reject {
-                    contents.bury(entry, self.config.dead_letters);
-                }
+                contents.place(Entry { message, ..entry }, delay);
             }
         }
-        sooner |= contents.pass_on(consumer, job.credit, lease_end);
-        drop(contents);
-        self.wake_timer(sooner);
+        if leaves {
+            contents.room.leave(&self.waiting);
+        }
+        contents.pass_on(consumer, job.credit);
+        self.finish(contents);
+        // Outside the lock, where producers and workers meet.
+        drop(acked);
         Settling::done()
     }
 
@@ -429,14 +482,12 @@ impl Acknowledger for Storage {
     }
 
     fn abandon(&self, job: Unsettled) {
-        let lease_end = self.lease_end();
         let mut contents = self.contents();
         drop(job.credit);
         if let Some((_, entry)) = contents.leases.remove(job.token) {
             contents.give_back(entry);
         }
-        let sooner = contents.pump(lease_end);
-        drop(contents);
-        self.wake_timer(sooner);
+        contents.pump();
+        self.finish(contents);
     }
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use jobs_core::{Bytes, Message};
 use rustix::time::{ClockId, clock_gettime};
+use tokio::runtime::{Builder, Runtime};
 
 /// Pairs of runs; the ratio is the median of theirs.
 const PAIRS: usize = 5;
@@ -18,7 +19,6 @@ const PAYLOAD: usize = 256;
 struct Sample {
     wall: Duration,
     cpu: Duration,
-    allocations: usize,
 }
 
 /// One line of the table.
@@ -31,9 +31,9 @@ struct Line {
 }
 
 /// Runs the benchmarks of a driver.
-pub(crate) async fn run(driver: &str) -> ExitCode {
+pub(crate) fn run(driver: &str) -> ExitCode {
     match driver {
-        "memory" | "all" => memory::run().await,
+        "memory" | "all" => memory::run(),
         other => {
             eprintln!("kit: no benchmark for `{other}`; expected `memory` or `all`");
             return ExitCode::FAILURE;
@@ -42,54 +42,54 @@ pub(crate) async fn run(driver: &str) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Messages that are ready before the clock starts, so that neither side pays for making them.
-fn messages(count: usize) -> Vec<Message> {
+/// Makes messages one after the other, in the time that is measured: both sides pay for it, as
+/// every caller does.
+fn messages(count: usize) -> impl Iterator<Item = Message> + Send {
     let payload = Bytes::from(vec![b'x'; PAYLOAD]);
-    (0..count).map(|_| Message::new("bench", payload.clone())).collect()
+    (0..count).map(move |_| Message::new("bench", payload.clone()))
 }
 
-/// Deals messages out to `count` producers.
-fn deal(messages: Vec<Message>, count: usize) -> Vec<Vec<Message>> {
-    let mut hands: Vec<Vec<Message>> = (0..count).map(|_| Vec::new()).collect();
-    for (index, message) in messages.into_iter().enumerate() {
-        hands[index % count].push(message);
-    }
-    hands
+/// Shares `jobs` among `count` producers or workers: the part of number `index`.
+fn share(jobs: usize, count: usize, index: usize) -> usize {
+    jobs / count + usize::from(index < jobs % count)
 }
 
 /// Compares two ways to move `line.jobs` messages, and prints the line.
-async fn compare(line: Line, raw: impl AsyncFn(Vec<Message>), driver: impl AsyncFn(Vec<Message>)) {
+fn compare(line: &Line, raw: impl AsyncFn(usize), driver: impl AsyncFn(usize)) {
+    let runtime = runtime(Builder::new_multi_thread());
     // The first pass of each side pays for memory and threads.
-    measure(&raw, line.jobs / 10).await;
-    measure(&driver, line.jobs / 10).await;
-    let mut pairs = Vec::with_capacity(PAIRS);
-    for _ in 0..PAIRS {
-        pairs.push((measure(&raw, line.jobs).await, measure(&driver, line.jobs).await));
-    }
+    measure(&runtime, &raw, line.jobs / 10);
+    measure(&runtime, &driver, line.jobs / 10);
+    let pair = |_| (measure(&runtime, &raw, line.jobs), measure(&runtime, &driver, line.jobs));
+    let pairs: Vec<_> = (0..PAIRS).map(pair).collect();
     let rate = |sample: &Sample| line.jobs as f64 / sample.wall.as_secs_f64();
-    let per_job = |value: f64| value / line.jobs as f64;
-    let Line { driver, op, config, concurrency, .. } = line;
+    let cpu_us = |sample: &Sample| sample.cpu.as_secs_f64() * 1e6 / line.jobs as f64;
+    let Line { driver: name, op, config, concurrency, .. } = line;
     println!(
-        "{driver} {op} config={config} concurrency={concurrency} payload={PAYLOAD} raw={:.0} \
+        "{name} {op} config={config} concurrency={concurrency} payload={PAYLOAD} raw={:.0} \
          driver={:.0} ratio={:.2} cpu_us={:.2} allocs={:.2}",
         median(pairs.iter().map(|(raw, _)| rate(raw))),
         median(pairs.iter().map(|(_, driver)| rate(driver))),
         median(pairs.iter().map(|(raw, driver)| rate(driver) / rate(raw))),
-        median(pairs.iter().map(|(_, driver)| per_job(driver.cpu.as_secs_f64() * 1e6))),
-        median(pairs.iter().map(|(_, driver)| per_job(driver.allocations as f64))),
+        median(pairs.iter().map(|(_, driver)| cpu_us(driver))),
+        (allocations(&driver, line.jobs) - allocations(&raw, line.jobs)) / line.jobs as f64,
     );
 }
 
-async fn measure(side: &impl AsyncFn(Vec<Message>), jobs: usize) -> Sample {
-    let messages = messages(jobs);
-    let allocations = crate::ALLOCATOR.stats().allocations;
+fn runtime(mut builder: Builder) -> Runtime {
+    builder.enable_all().build().expect("the system allows threads")
+}
+
+fn measure(runtime: &Runtime, side: &impl AsyncFn(usize), jobs: usize) -> Sample {
     let (wall, cpu) = (Instant::now(), cpu_time());
-    side(messages).await;
-    Sample {
-        wall: wall.elapsed(),
-        cpu: cpu_time().saturating_sub(cpu),
-        allocations: crate::ALLOCATOR.stats().allocations - allocations,
-    }
+    runtime.block_on(side(jobs));
+    Sample { wall: wall.elapsed(), cpu: cpu_time().saturating_sub(cpu) }
+}
+
+/// Counted apart and on one thread: the counter sees no other.
+fn allocations(side: &impl AsyncFn(usize), jobs: usize) -> f64 {
+    let runtime = runtime(Builder::new_current_thread());
+    allocation_counter::measure(|| runtime.block_on(side(jobs))).count_total as f64
 }
 
 fn cpu_time() -> Duration {

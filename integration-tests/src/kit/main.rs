@@ -2,15 +2,9 @@
 
 mod bench;
 
-use std::alloc::System;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
-
-/// Counts allocations, for `bench`.
-#[global_allocator]
-static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 #[derive(Parser)]
 #[command(name = "kit", about = "Benchmarks, soaks and tables over the drivers of this suite")]
@@ -30,13 +24,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let Arguments { command } = Arguments::parse();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .expect("the system allows threads");
-    runtime.block_on(async {
-        match command {
-            Command::Bench { driver } => bench::run(&driver).await,
-        }
-    })
+    match command {
+        Command::Bench { driver } => bench::run(&driver),
+    }
 }

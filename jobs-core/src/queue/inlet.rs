@@ -38,6 +38,16 @@ impl Default for Free {
 /// The right to have one job of a pipeline in this process. Dropping it lets the next job in.
 pub struct Credit(Arc<Credits>);
 
+/// Wakes the worker that waits for a delivered job, if there is one, when it is dropped.
+#[derive(Debug, Default)]
+pub struct Wakeup(Option<Waker>);
+
+impl Drop for Wakeup {
+    fn drop(&mut self) {
+        self.0.take().into_iter().for_each(Waker::wake);
+    }
+}
+
 impl Drop for Credit {
     fn drop(&mut self) {
         self.0.free.0.add_permits(1);
@@ -86,23 +96,27 @@ impl Inlet {
     }
 
     /// Puts a job into the lane. On a lane that is closed it is abandoned.
-    pub fn deliver(&self, credit: Credit, delivery: Delivery) {
+    ///
+    /// A driver that delivers under a lock keeps the answer until the lock is free.
+    pub fn deliver(&self, credit: Credit, delivery: Delivery) -> Wakeup {
         let job = Job::new(Arc::clone(&self.pipeline), credit, delivery);
         let mut lanes = self.shared.lock();
-        let Some(lane) = lanes.lanes.get_mut(&self.lane) else {
+        let Some(lane) = lanes.lane(self.lane) else {
             // Not under the lock: dropping a job calls into its driver.
             drop(lanes);
-            return drop(job);
+            drop(job);
+            return Wakeup(None);
         };
         lane.jobs.push(job.effective_priority(lane.priority), job);
-        let waker = lanes.waker_for(self.lane);
-        drop(lanes);
-        waker.into_iter().for_each(Waker::wake);
+        // Changed under the lock only, so that it need not be one atomic step.
+        let deliveries = self.shared.deliveries.load(Ordering::Relaxed);
+        self.shared.deliveries.store(deliveries.wrapping_add(1), Ordering::Relaxed);
+        Wakeup(lanes.waker_for(self.lane))
     }
 
     /// Holds the lane: nothing is handed out until [`open`](Self::open), deliveries still go in.
     pub fn hold(&self) {
-        if let Some(lane) = self.shared.lock().lanes.get_mut(&self.lane) {
+        if let Some(lane) = self.shared.lock().lane(self.lane) {
             lane.held = true;
         }
     }
@@ -110,7 +124,7 @@ impl Inlet {
     /// Hands jobs out again.
     pub fn open(&self) {
         let mut lanes = self.shared.lock();
-        let Some(lane) = lanes.lanes.get_mut(&self.lane) else { return };
+        let Some(lane) = lanes.lane(self.lane) else { return };
         lane.held = false;
         let waiting = lane.jobs.len();
         let wakers: Vec<_> = (0..waiting).map_while(|_| lanes.waker_for(self.lane)).collect();
@@ -122,7 +136,7 @@ impl Inlet {
     #[must_use]
     pub fn take_back(&self) -> Vec<Job> {
         let mut lanes = self.shared.lock();
-        lanes.lanes.get_mut(&self.lane).map_or_else(Vec::new, |lane| lane.jobs.drain().collect())
+        lanes.lane(self.lane).map_or_else(Vec::new, |lane| lane.jobs.drain().collect())
     }
 
     /// Holds the lane and releases what nobody popped, last job first, so that brokers that put
@@ -145,7 +159,10 @@ impl Inlet {
 
 impl Drop for Inlet {
     fn drop(&mut self) {
-        let lane = self.shared.lock().lanes.remove(&self.lane);
+        let mut lanes = self.shared.lock();
+        let index = lanes.lanes.iter().position(|lane| lane.id == self.lane);
+        let lane = index.map(|index| lanes.lanes.remove(index));
+        drop(lanes);
         // The jobs go outside the lock: dropping them calls into their driver.
         drop(lane);
     }

@@ -3,30 +3,30 @@
 use std::sync::Arc;
 
 use futures::future::join_all;
-use jobs_core::{Driver, Message, Pipeline, Queue, Registry};
+use jobs_core::{Driver, Pipeline, Queue, Registry};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::{Line, compare, deal};
+use super::{Line, compare, messages, share};
 
 const CAPACITY: usize = 1_024;
 const BATCH: usize = 64;
 const JOBS: usize = 200_000;
 
-pub(super) async fn run() {
+pub(super) fn run() {
     let line = |op, concurrency| {
         let config = "lease";
         Line { driver: jobs_memory::NAME, op, config, concurrency, jobs: JOBS }
     };
     for producers in [1, 64] {
-        compare(line("push", producers), raw_push(producers), driver_push(producers, 1, 1)).await;
+        compare(&line("push", producers), raw_push(producers), driver_push(producers, 1, 1));
     }
     for producers in [1, 64] {
         let driver = driver_push(producers, BATCH, 1);
-        compare(line("push_batch", producers), raw_push(producers), driver).await;
+        compare(&line("push_batch", producers), raw_push(producers), driver);
     }
-    compare(line("cycle", 1), raw_cycle, driver_cycle).await;
-    compare(line("push_workers", 64), raw_push_workers(64), driver_push(64, 1, 64)).await;
+    compare(&line("cycle", 1), raw_cycle, driver_cycle);
+    compare(&line("push_workers", 64), raw_push_workers(64), driver_push(64, 1, 64));
 }
 
 async fn join(mut tasks: JoinSet<()>) {
@@ -35,14 +35,14 @@ async fn join(mut tasks: JoinSet<()>) {
     }
 }
 
-fn raw_push(producers: usize) -> impl AsyncFn(Vec<Message>) {
-    async move |messages: Vec<Message>| {
+fn raw_push(producers: usize) -> impl AsyncFn(usize) {
+    async move |jobs| {
         let (sender, mut receiver) = mpsc::channel(CAPACITY);
         let mut tasks = JoinSet::new();
-        for hand in deal(messages, producers) {
+        for producer in 0..producers {
             let sender = sender.clone();
             tasks.spawn(async move {
-                for message in hand {
+                for message in messages(share(jobs, producers, producer)) {
                     sender.send(message).await.expect("the receiver lives");
                 }
             });
@@ -53,14 +53,14 @@ fn raw_push(producers: usize) -> impl AsyncFn(Vec<Message>) {
     }
 }
 
-fn raw_push_workers(count: usize) -> impl AsyncFn(Vec<Message>) {
-    async move |messages: Vec<Message>| {
+fn raw_push_workers(count: usize) -> impl AsyncFn(usize) {
+    async move |jobs| {
         let (sender, receiver) = async_channel::bounded(CAPACITY);
         let mut tasks = JoinSet::new();
-        for hand in deal(messages, count) {
+        for member in 0..count {
             let (sender, receiver) = (sender.clone(), receiver.clone());
             tasks.spawn(async move {
-                for message in hand {
+                for message in messages(share(jobs, count, member)) {
                     sender.send(message).await.expect("a receiver lives");
                 }
             });
@@ -71,9 +71,9 @@ fn raw_push_workers(count: usize) -> impl AsyncFn(Vec<Message>) {
     }
 }
 
-async fn raw_cycle(messages: Vec<Message>) {
+async fn raw_cycle(jobs: usize) {
     let (sender, mut receiver) = mpsc::channel(CAPACITY);
-    for message in messages {
+    for message in messages(jobs) {
         sender.send(message).await.expect("the receiver lives");
         receiver.recv().await.expect("sent just now");
     }
@@ -93,32 +93,31 @@ async fn pipeline() -> (Arc<dyn Driver>, Queue) {
     (driver, queue)
 }
 
-fn driver_push(producers: usize, batch: usize, workers: usize) -> impl AsyncFn(Vec<Message>) {
-    async move |messages: Vec<Message>| {
+fn driver_push(producers: usize, batch: usize, workers: usize) -> impl AsyncFn(usize) {
+    async move |jobs| {
         let (driver, queue) = pipeline().await;
-        let jobs = messages.len();
         let mut pushes = JoinSet::new();
-        for hand in deal(messages, producers) {
-            pushes.spawn(push_all(Arc::clone(&driver), hand, batch));
+        for producer in 0..producers {
+            let jobs = share(jobs, producers, producer);
+            pushes.spawn(push_all(Arc::clone(&driver), jobs, batch));
         }
-        let share = |worker: usize| jobs / workers + usize::from(worker < jobs % workers);
         let mut pops = JoinSet::new();
         for worker in 0..workers {
-            pops.spawn(ack(queue.clone(), share(worker)));
+            pops.spawn(ack(queue.clone(), share(jobs, workers, worker)));
         }
         join_all([join(pushes), join(pops)]).await;
         driver.stop().await.expect("stops");
     }
 }
 
-async fn push_all(driver: Arc<dyn Driver>, messages: Vec<Message>, batch: usize) {
+async fn push_all(driver: Arc<dyn Driver>, jobs: usize, batch: usize) {
     if batch == 1 {
-        for message in messages {
+        for message in messages(jobs) {
             driver.push(message).await.expect("stored");
         }
         return;
     }
-    let mut messages = messages.into_iter().peekable();
+    let mut messages = messages(jobs).peekable();
     while messages.peek().is_some() {
         let batch = messages.by_ref().take(batch).collect();
         for answer in driver.push_batch(batch).await {
@@ -134,9 +133,9 @@ async fn ack(queue: Queue, jobs: usize) {
     }
 }
 
-async fn driver_cycle(messages: Vec<Message>) {
+async fn driver_cycle(jobs: usize) {
     let (driver, queue) = pipeline().await;
-    for message in messages {
+    for message in messages(jobs) {
         driver.push(message).await.expect("stored");
         queue.pop().await.expect("the queue is open").ack().await.expect("the lease holds");
     }
