@@ -7,7 +7,7 @@ use jobs_core::{
     Capabilities, Driver, Error, ErrorKind, Inlet, Message, Pipeline, Result, State, async_trait,
 };
 use tokio::sync::Mutex;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -73,15 +73,17 @@ impl MemoryDriver {
         self.capabilities.admit(message).map_err(|error| self.named(error))
     }
 
-    /// Stores messages; waits for room, at most until `push_timeout` or the stop.
-    async fn store<M>(&self, messages: M) -> Result<()>
+    /// Stores messages; waits for room, at most until the deadline or the stop. The first wait of a
+    /// call sets its deadline, so that a push that need not wait asks no clock.
+    async fn store<M>(&self, messages: M, deadline: &mut Option<Instant>) -> Result<()>
     where
         M: ExactSizeIterator<Item = (Message, i64)> + Send,
     {
         // A producer that always finds room would never let go of its thread.
         tokio::task::coop::consume_budget().await;
         let Err(messages) = self.storage.try_store(messages) else { return Ok(()) };
-        let stored = timeout(self.config.push_timeout, self.storage.store(messages));
+        let deadline = deadline.get_or_insert_with(|| Instant::now() + self.config.push_timeout);
+        let stored = timeout_at(*deadline, self.storage.store(messages));
         tokio::select! {
             stored = stored => stored.map_err(|_| self.no_room(ErrorKind::Throttled)),
             () = self.closing.cancelled() => Err(self.no_room(ErrorKind::Closed)),
@@ -109,12 +111,13 @@ impl Driver for MemoryDriver {
 
     async fn push(&self, message: Message) -> Result<()> {
         self.admit(&message)?;
-        self.store(std::iter::once((message, self.priority))).await
+        self.store(std::iter::once((message, self.priority)), &mut None).await
     }
 
     async fn push_batch(&self, messages: Vec<Message>) -> Vec<Result<()>> {
         // A part of the queue at a time: a batch larger than the queue would wait for ever.
         let most = (self.config.capacity.get() / 8).clamp(1, 1 << 16);
+        let mut deadline = None;
         let mut answers = Vec::with_capacity(messages.len());
         let mut messages = messages.into_iter().peekable();
         while messages.peek().is_some() {
@@ -127,7 +130,7 @@ impl Driver for MemoryDriver {
                 }
                 answers.push(answer);
             }
-            if let Err(error) = self.store(admitted.into_iter()).await {
+            if let Err(error) = self.store(admitted.into_iter(), &mut deadline).await {
                 let refused = answers[first..].iter_mut().filter(|answer| answer.is_ok());
                 refused.for_each(|answer| *answer = Err(self.no_room(error.kind())));
             }

@@ -1,6 +1,6 @@
 //! Side by side with the bare client: the same messages, the same concurrency, in turns.
 
-mod memory;
+pub(crate) mod memory;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -30,16 +30,12 @@ struct Line {
     jobs: usize,
 }
 
-/// Runs the benchmarks of a driver.
-pub(crate) fn run(driver: &str) -> ExitCode {
-    match driver {
-        "memory" | "all" => memory::run(),
-        other => {
-            eprintln!("kit: no benchmark for `{other}`; expected `memory` or `all`");
-            return ExitCode::FAILURE;
-        }
+/// Runs the benchmarks of a driver, or of all.
+pub(crate) fn run(driver: &str) -> Result<ExitCode, String> {
+    for driver in crate::drivers::select(driver)? {
+        (driver.bench)();
     }
-    ExitCode::SUCCESS
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Makes messages one after the other, in the time that is measured: both sides pay for it, as

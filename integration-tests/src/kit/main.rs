@@ -1,6 +1,11 @@
 //! `cargo kit`: benchmarks, soaks and tables over the drivers of this suite.
 
 mod bench;
+mod capabilities;
+mod drivers;
+#[path = "../../../drivers/memory/tests/support/mod.rs"]
+mod memory;
+mod soak;
 
 use std::process::ExitCode;
 
@@ -20,11 +25,21 @@ enum Command {
         /// The driver, or `all`.
         driver: String,
     },
+    /// Pushes and settles at random and keeps books on every message.
+    Soak(soak::Arguments),
+    /// Prints what each driver can do with default options.
+    Capabilities,
 }
 
 fn main() -> ExitCode {
     let Arguments { command } = Arguments::parse();
-    match command {
+    let answer = match command {
         Command::Bench { driver } => bench::run(&driver),
-    }
+        Command::Soak(arguments) => soak::run(&arguments),
+        Command::Capabilities => capabilities::run(),
+    };
+    answer.unwrap_or_else(|error| {
+        eprintln!("kit: {error}");
+        ExitCode::FAILURE
+    })
 }

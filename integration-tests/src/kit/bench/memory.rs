@@ -13,7 +13,7 @@ const CAPACITY: usize = 1_024;
 const BATCH: usize = 64;
 const JOBS: usize = 200_000;
 
-pub(super) fn run() {
+pub(crate) fn run() {
     let line = |op, concurrency| {
         let config = "lease";
         Line { driver: jobs_memory::NAME, op, config, concurrency, jobs: JOBS }

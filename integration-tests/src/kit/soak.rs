@@ -1,0 +1,56 @@
+//! `cargo kit soak`: random work, and a line of totals per driver.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+use jobs_kit::{Fault, Soak, soak};
+
+use crate::drivers::{Driver, select};
+
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// The driver, or `all`.
+    driver: String,
+    /// How long messages are pushed.
+    #[arg(long, default_value_t = 20)]
+    seconds: u64,
+    /// Chooses the decisions.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// What happens to the broker meanwhile: `kill`, `cut`, `stall`, separated by commas.
+    #[arg(long, value_delimiter = ',')]
+    faults: Vec<String>,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, String> {
+    let faults = arguments.faults.iter().map(|name| fault(name)).collect::<Result<_, _>>()?;
+    let duration = Duration::from_secs(arguments.seconds);
+    let soak = Soak { duration, seed: arguments.seed, faults };
+    let mut sound = true;
+    for driver in select(&arguments.driver)? {
+        sound &= run_one(driver, &soak)?;
+    }
+    Ok(if sound { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn run_one(driver: &Driver, plan: &Soak) -> Result<bool, String> {
+    let name = driver.name;
+    let runtime = tokio::runtime::Runtime::new().map_err(|error| error.to_string())?;
+    let totals = runtime.block_on(async {
+        let harness = (driver.harness)();
+        let unknown = plan.faults.iter().find(|fault| !harness.faults().contains(fault));
+        match unknown {
+            Some(fault) => Err(format!("{name} cannot suffer `{}`", fault.name())),
+            None => soak(harness, plan).await.map_err(|error| format!("{name}: {error:?}")),
+        }
+    })?;
+    println!("{name} {totals}");
+    Ok(totals.is_sound())
+}
+
+fn fault(name: &str) -> Result<Fault, String> {
+    let all = [Fault::Kill, Fault::Cut, Fault::Stall];
+    let found = all.into_iter().find(|fault| fault.name() == name);
+    found.ok_or_else(|| format!("no fault `{name}`; expected `kill`, `cut` or `stall`"))
+}

@@ -1,0 +1,110 @@
+//! What the kit needs to know about a broker.
+
+use std::time::Duration;
+
+use jobs_core::{Error, ErrorKind, Options, Pipeline, Registry, Result, async_trait};
+
+/// How to make pipelines of one configuration on one broker, and how to disturb it.
+///
+/// The kit makes a harness for each case, within that case's runtime: a broker that takes long to
+/// start is started by the first and shared by the others.
+#[async_trait]
+pub trait Harness: Send + Sync + 'static {
+    /// The registry with the driver under test. All pipelines of a case come from it.
+    fn registry(&self) -> &Registry;
+
+    /// The driver's root section. Default: empty.
+    fn shared_options(&self) -> Options {
+        Options::default()
+    }
+
+    /// The configuration of a pipeline on an empty queue. `name` is used by nobody else and is fit
+    /// for the names of queues: at most 40 letters, digits and dashes.
+    ///
+    /// Connecting the same configuration twice must make two consumers of one queue. Its prefetch
+    /// must be 50 at least: cases hold several jobs at once.
+    async fn pipeline(&self, name: &str) -> Result<Pipeline>;
+
+    /// Removes what a pipeline left at the broker. Called when its drivers have stopped. Default:
+    /// nothing.
+    async fn clean_up(&self, _pipeline: &Pipeline) -> Result<()> {
+        Ok(())
+    }
+
+    /// Limits the jobs in the process. Default: the option `prefetch`.
+    fn with_prefetch(&self, pipeline: Pipeline, prefetch: u32) -> Pipeline {
+        pipeline.with_option("prefetch", prefetch)
+    }
+
+    /// Limits how long a worker may hold a job without a sign of life. Default: not available.
+    fn with_max_lease(&self, _pipeline: Pipeline, _max_lease: Duration) -> Option<Pipeline> {
+        None
+    }
+
+    /// Limits the jobs in the queue, and how long a push waits for room. Default: not available.
+    fn with_capacity(
+        &self,
+        _pipeline: Pipeline,
+        _capacity: u32,
+        _push_timeout: Duration,
+    ) -> Option<Pipeline> {
+        None
+    }
+
+    /// True if one consumer gets jobs of equal priority in the order they were stored. Default:
+    /// true.
+    fn keeps_order(&self) -> bool {
+        true
+    }
+
+    /// The lease that cases ask for: the shortest the configuration can have. Default: 1 s.
+    fn max_lease(&self) -> Duration {
+        Duration::from_secs(1)
+    }
+
+    /// How long nothing must arrive before the kit believes that nothing will: longer than the
+    /// broker usually needs to deliver a job. Default: 100 ms.
+    fn quiet(&self) -> Duration {
+        Duration::from_millis(100)
+    }
+
+    /// How long the kit waits for what must happen. Default: 30 s.
+    fn deadline(&self) -> Duration {
+        Duration::from_secs(30)
+    }
+
+    /// The faults that [`inject`](Self::inject) can cause. Default: none.
+    fn faults(&self) -> &[Fault] {
+        &[]
+    }
+
+    /// Causes a fault, and returns when the broker can be reached again. Cases that call this run
+    /// alone.
+    async fn inject(&self, _fault: Fault) -> Result<()> {
+        Err(Error::new(ErrorKind::Unsupported, "inject"))
+    }
+}
+
+/// What can happen to a broker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Fault {
+    /// Killed without warning, and started again.
+    Kill,
+    /// All connections are cut.
+    Cut,
+    /// Silent for a while, with its connections open.
+    Stall,
+}
+
+impl Fault {
+    /// The fault's name: `kill`, `cut` or `stall`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Kill => "kill",
+            Self::Cut => "cut",
+            Self::Stall => "stall",
+        }
+    }
+}
