@@ -6,8 +6,8 @@ use std::time::Duration;
 use jobs_core::{Attempts, Capabilities, Lease, Options, Pipeline, Problem, Support, options};
 use serde::Deserialize;
 
-/// The longest delay unless `max_delay` says less: ten years.
-pub(crate) const MAX_DELAY: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// The longest time this driver deals with, and the longest delay unless `max_delay` says less.
+pub(crate) const TEN_YEARS: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// The options of a `memory` pipeline.
 ///
@@ -67,7 +67,7 @@ fn default_max_payload() -> usize {
 }
 
 fn default_max_delay() -> Duration {
-    MAX_DELAY
+    TEN_YEARS
 }
 
 fn lowest() -> i64 {
@@ -92,9 +92,15 @@ impl MemoryConfig {
     fn problems(&self, path: &str) -> Vec<Problem> {
         let at = |option: &str, message: String| Problem::new(format!("{path}.{option}"), message);
         let mut problems = Vec::new();
-        if self.max_delay > MAX_DELAY {
-            let found = self.max_delay;
-            problems.push(at("max_delay", format!("expected at most ten years, found {found:?}")));
+        let times = [
+            ("max_delay", Some(self.max_delay)),
+            ("max_lease", self.max_lease),
+            ("push_timeout", Some(self.push_timeout)),
+        ];
+        for (option, found) in times {
+            if let Some(found) = found.filter(|found| *found > TEN_YEARS) {
+                problems.push(at(option, format!("expected at most ten years, found {found:?}")));
+            }
         }
         if self.max_lease.is_some_and(|lease| lease.is_zero()) {
             problems.push(at("max_lease", "expected a duration above zero".into()));
@@ -167,11 +173,12 @@ mod tests {
         let problems = read(&[
             ("max_delay", "11years"),
             ("max_lease", "0s"),
+            ("push_timeout", "11years"),
             ("min_priority", "2"),
             ("max_priority", "1"),
         ])
         .expect_err("wrong");
-        assert_eq!(problems.len(), 3, "{problems:?}");
+        assert_eq!(problems.len(), 4, "{problems:?}");
         assert!(read(&[("prefetch", "0")]).is_err());
         assert!(read(&[("capacity", "18446744073709551615")]).is_err());
         assert!(read(&[("push_timeout", "-1s")]).is_err());

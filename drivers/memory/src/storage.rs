@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::NAME;
-use crate::config::MemoryConfig;
+use crate::config::{MemoryConfig, TEN_YEARS};
 use crate::leases::{Entry, Leases};
 use crate::room::{Room, Waiting};
 
@@ -472,9 +472,8 @@ impl Acknowledger for Storage {
     }
 
     fn extend(&self, token: Token, by: Duration) -> Extending {
-        // An instant that the clock cannot express is as good as ten years.
-        let now = Instant::now();
-        let deadline = now.checked_add(by).unwrap_or(now + crate::config::MAX_DELAY);
+        // Beyond that the clock may not be able to express it.
+        let deadline = Instant::now() + by.min(TEN_YEARS);
         Extending::ready(match self.contents().leases.extend(token, deadline) {
             true => Ok(()),
             false => Err(Error::new(ErrorKind::LeaseLost, "extend").with_driver(NAME)),
