@@ -4,28 +4,6 @@
 //! Constructor::plan ──▶ Plan::connect ──▶ Driver: push │ run ⇄ pause/resume │ stop
 //!   no I/O, all problems   consumes nothing            └─▶ Inlet ─▶ Queue ─▶ Job ─▶ Acknowledger
 //! ```
-//!
-//! # Ten invariants
-//!
-//! What every driver keeps, each proven by cases of the conformance kit:
-//!
-//! 1. A push that returned `Ok` is delivered at least once, whatever is killed in between.
-//! 2. A job is delivered to two consumers of a pipeline at once only after a lease ended, a
-//!    connection died or a partition was revoked; where acks are confirmed, a job acked `Ok` never
-//!    comes back.
-//! 3. Unsettled jobs come back after consumer death; nobody runs a repair.
-//! 4. Settling in any order loses nothing: an ack never covers a job that is not settled.
-//! 5. Requeue with changes stores the copy before it settles the original: a crash between gives a
-//!    duplicate, never a loss; deduplicating brokers must not swallow the copy.
-//! 6. Jobs in the process ≤ `prefetch` per pipeline; client buffers at most one more window.
-//! 7. A stale receipt (dead channel, revoked partition, ended lease) is refused, without I/O where
-//!    the broker would accept it wrongly.
-//! 8. Bad input (foreign message, broken header, hostile length, oversized payload) gets a clear
-//!    error or a delivery with defaults; never a panic, a hang, a lost job or an endless uncounted
-//!    redelivery.
-//! 9. Broker gone: consuming resumes by itself, with jittered [`Backoff`](crate::Backoff), for
-//!    ever.
-//! 10. No task, thread, connection or channel outlives `stop`.
 
 use std::fmt;
 use std::sync::Arc;
@@ -86,6 +64,28 @@ pub trait Plan: Send {
 /// | settling | – | ✓ | ✓ | `LeaseLost` | `LeaseLost` or `Closed` |
 ///
 /// Wrappers of a driver should carry `#[deny(clippy::missing_trait_methods)]`.
+///
+/// # Ten invariants
+///
+/// What every driver keeps, each proven by cases of the conformance kit:
+///
+/// 1. A push that returned `Ok` is delivered at least once, whatever is killed in between.
+/// 2. A job is delivered to two consumers of a pipeline at once only after a lease ended, a
+///    connection died or a partition was revoked; where acks are confirmed, a job acked `Ok` never
+///    comes back.
+/// 3. Unsettled jobs come back after consumer death; nobody runs a repair.
+/// 4. Settling in any order loses nothing: an ack never covers a job that is not settled.
+/// 5. Requeue with changes stores the copy before it settles the original: a crash between gives a
+///    duplicate, never a loss; deduplicating brokers must not swallow the copy.
+/// 6. Jobs in the process ≤ `prefetch` per pipeline; client buffers at most one more window.
+/// 7. A stale receipt (dead channel, revoked partition, ended lease) is refused, without I/O where
+///    the broker would accept it wrongly.
+/// 8. Bad input (foreign message, broken header, hostile length, oversized payload) gets a clear
+///    error or a delivery with defaults; never a panic, a hang, a lost job or an endless uncounted
+///    redelivery.
+/// 9. Broker gone: consuming resumes by itself, with jittered [`Backoff`](crate::Backoff), for
+///    ever.
+/// 10. No task, thread, connection or channel outlives `stop`.
 #[async_trait]
 pub trait Driver: fmt::Debug + Send + Sync + 'static {
     /// What this pipeline can do: never more than its plan said.
@@ -117,7 +117,8 @@ pub trait Driver: fmt::Debug + Send + Sync + 'static {
     /// Pushes many messages: one result each, in the order given.
     ///
     /// A bad message fails alone. Split at the broker's limits; where the broker has batches, whole
-    /// batches share a round trip. An empty batch answers an empty list.
+    /// batches share a round trip. `push_timeout` bounds the whole call. An empty batch answers an
+    /// empty list.
     ///
     /// # Errors and cancel safety
     /// Per message as for [`push`](Self::push).
