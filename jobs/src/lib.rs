@@ -1,1 +1,23 @@
+#![doc = include_str!("docs.md")]
 
+mod config;
+mod consumer;
+mod control;
+mod drivers;
+mod pipeline;
+mod worker;
+
+pub use config::Config;
+pub use consumer::Consumer;
+pub use control::Jobs;
+pub use drivers::default_registry;
+pub use jobs_core::{
+    Attempts, Backoff, Bytes, Capabilities, Constructor, Driver, Error, ErrorKind, Headers, Job,
+    JobId, KafkaOptions, Lease, Message, Options, Outcome, Pipeline, Plan, Problem, Registry,
+    Result, Secret, SettleError, State, Support,
+};
+pub use pipeline::PipelineHandle;
+pub use worker::{
+    Context, Failure, HandlerError, Handlers, Inline, Json, Payload, Policy, Report, Worker,
+    shutdown_signal,
+};

@@ -1,0 +1,14 @@
+//! Which drivers this build has.
+
+use jobs_core::Registry;
+
+/// The drivers chosen by the features of this crate. Add others with
+/// [`Registry::register`].
+#[must_use]
+pub fn default_registry() -> Registry {
+    #[allow(unused_mut, reason = "without any driver's feature nothing is added")]
+    let mut registry = Registry::new();
+    #[cfg(feature = "memory")]
+    registry.register(jobs_memory::constructor()).expect("our drivers have different names");
+    registry
+}
