@@ -59,7 +59,8 @@ pub struct Capabilities {
     pub priority: Support,
     /// Keeping a rejected job as a dead letter. With none, a rejected job is discarded.
     pub reject: Support,
-    /// Requeueing with a delay or with changed headers.
+    /// Running a job again with the attempt counted, also with changed headers. A delay needs
+    /// [`delay`](Self::delay) too. With none, [`Outcome::Requeue`](crate::Outcome) is refused.
     pub requeue: Support,
     /// Pushing many messages in one request.
     pub batch: Support,

@@ -145,7 +145,7 @@ impl Job {
         self.settle(Outcome::Release)
     }
 
-    /// Ends the delivery.
+    /// Ends the delivery. Its place in the pipeline's `max_running` is free at once.
     ///
     /// The outcome is handed over before this returns; the future only waits for the answer.
     /// Dropping it neither withdraws the outcome nor abandons the job. `Ok` means what
@@ -177,12 +177,14 @@ impl Job {
     /// # Errors
     /// [`ErrorKind::LeaseLost`] if the lease ended already: stop working, the job may run
     /// elsewhere. [`ErrorKind::Unsupported`] where leases cannot be extended.
-    pub fn extend(&self, by: Duration) -> Extending {
-        match self.receipt.credit {
+    pub fn extend(&self, by: Duration) -> impl Future<Output = Result<()>> + Send + use<> {
+        let extending = match self.receipt.credit {
             Some(_) => self.receipt.acknowledger.extend(self.receipt.token, by),
             None if self.message.auto_ack() => Extending::ready(Ok(())),
             None => Extending::ready(Err(over("extend"))),
-        }
+        };
+        let pipeline = Arc::clone(&self.receipt.pipeline);
+        async move { extending.await.map_err(|error| error.with_pipeline(pipeline)) }
     }
 
     pub(crate) fn effective_priority(&self, pipeline: i64) -> i64 {

@@ -30,7 +30,7 @@
 mod human;
 mod reader;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -46,6 +46,8 @@ pub use human::{duration, seconds, size};
 pub struct Options {
     path: Arc<str>,
     entries: BTreeMap<String, Entry>,
+    /// Names that are valid here and were taken out, for the list in a problem.
+    taken: BTreeSet<&'static str>,
 }
 
 #[derive(Clone, PartialEq)]
@@ -59,7 +61,7 @@ impl Options {
     /// No options; `path` is where problems say they were expected.
     #[must_use]
     pub fn new(path: impl Into<Arc<str>>) -> Self {
-        Self { path: path.into(), entries: BTreeMap::new() }
+        Self { path: path.into(), ..Self::default() }
     }
 
     /// Options given as flat text, as when a pipeline is declared at run time.
@@ -116,11 +118,12 @@ impl Options {
 
     /// Takes the named options out, so that they can be parsed apart.
     #[must_use]
-    pub fn take(&mut self, names: &[&str]) -> Self {
+    pub fn take(&mut self, names: &[&'static str]) -> Self {
         let mut taken = Self::new(Arc::clone(&self.path));
         for name in names {
             taken.entries.extend(self.entries.remove_entry(*name));
         }
+        self.taken.extend(names);
         taken
     }
 
@@ -130,6 +133,7 @@ impl Options {
     pub fn over(&self, shared: &Self) -> Self {
         let mut merged = shared.clone();
         merged.path = Arc::clone(&self.path);
+        merged.taken.extend(&self.taken);
         for (name, entry) in &self.entries {
             let previous = merged.entries.insert(name.clone(), entry.clone());
             if let Some(previous) = previous.filter(|previous| previous.value != entry.value) {

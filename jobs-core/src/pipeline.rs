@@ -164,6 +164,21 @@ mod tests {
     }
 
     #[test]
+    fn a_typo_is_told_the_common_options_too() {
+        #[derive(Debug, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Own {
+            #[serde(rename = "prefetch")]
+            _prefetch: Option<u32>,
+        }
+        let options = Options::from_pairs("mail", [("priorty", "1")]);
+        let pipeline = Pipeline::with_options("mail", "memory", options).expect("unknown so far");
+        let problems = pipeline.parse::<Own>(&Options::default()).expect_err("a typo");
+        let list = "expected one of `prefetch`, `max_running`, `priority`";
+        assert!(problems[0].message().ends_with(list), "{problems:?}");
+    }
+
+    #[test]
     fn wrong_common_options_are_all_reported() {
         let options = Options::from_pairs("mail", [("priority", "high"), ("max_running", "0")]);
         let problems = Pipeline::with_options("mail", "memory", options).expect_err("wrong");

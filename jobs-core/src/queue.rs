@@ -53,7 +53,7 @@ struct Lanes {
 type LaneId = u64;
 
 /// A worker that always finds a job would never let go of its thread.
-const POPS_PER_YIELD: u64 = 128;
+const POPS_PER_YIELD: u64 = 256;
 
 /// Turns a worker takes before it sleeps.
 const SPINS: usize = 100;

@@ -53,12 +53,19 @@ pub(super) fn describe(value: &Value) -> String {
 struct Failure {
     keys: Vec<String>,
     message: String,
-    missing_or_unknown: bool,
+    kind: FailureKind,
+}
+
+#[derive(Debug, PartialEq)]
+enum FailureKind {
+    Value,
+    Missing,
+    Unknown,
 }
 
 impl Failure {
     fn new(message: String) -> Self {
-        Self { keys: Vec::new(), message, missing_or_unknown: false }
+        Self { keys: Vec::new(), message, kind: FailureKind::Value }
     }
 
     fn under(mut self, key: &str) -> Self {
@@ -72,12 +79,17 @@ impl Failure {
         let section = options.entries.get(top).map_or(&options.path, |entry| &entry.section);
         let keys = self.keys.iter().rev().map(String::as_str);
         let path: Vec<_> = std::iter::once(&**section).chain(keys).collect();
-        let message = match self.message {
-            message if !self.missing_or_unknown && looks_secret(&self.keys) => {
-                message.split(", found").next().unwrap_or_default().to_owned()
+        let mut message = self.message;
+        match self.kind {
+            FailureKind::Value if looks_secret(&self.keys) => {
+                message.truncate(message.find(", found").unwrap_or(message.len()));
             }
-            message => message,
-        };
+            FailureKind::Unknown if self.keys.len() == 1 && !options.taken.is_empty() => {
+                message.push_str(", ");
+                message.push_str(&list(options.taken.iter().copied()));
+            }
+            _ => {}
+        }
         Problem::new(path.join("."), message)
     }
 }
@@ -121,25 +133,25 @@ impl de::Error for Failure {
     }
 
     fn unknown_variant(found: &str, variants: &'static [&'static str]) -> Self {
-        Self::new(format!("expected one of {}, found `{found}`", list(variants)))
+        Self::new(format!("expected one of {}, found `{found}`", list(variants.iter().copied())))
     }
 
     fn unknown_field(field: &str, fields: &'static [&'static str]) -> Self {
         let message = match fields {
             [] => "unknown option, there are none here".to_owned(),
-            fields => format!("unknown option, expected one of {}", list(fields)),
+            fields => format!("unknown option, expected one of {}", list(fields.iter().copied())),
         };
-        Self { keys: vec![field.to_owned()], message, missing_or_unknown: true }
+        Self { keys: vec![field.to_owned()], message, kind: FailureKind::Unknown }
     }
 
     fn missing_field(field: &'static str) -> Self {
         let message = "is required and missing".to_owned();
-        Self { keys: vec![field.to_owned()], message, missing_or_unknown: true }
+        Self { keys: vec![field.to_owned()], message, kind: FailureKind::Missing }
     }
 }
 
-fn list(names: &[&str]) -> String {
-    names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+fn list<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
+    names.into_iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
 }
 
 /// Serde names primitive types as Rust does; users of a configuration file do not.
