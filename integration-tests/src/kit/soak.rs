@@ -54,3 +54,25 @@ fn fault(name: &str) -> Result<Fault, String> {
     let found = all.into_iter().find(|fault| fault.name() == name);
     found.ok_or_else(|| format!("no fault `{name}`; expected `kill`, `cut` or `stall`"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::drivers::DRIVERS;
+
+    #[test]
+    fn no_driver_loses_a_job_in_three_seconds() {
+        let plan = Soak { duration: Duration::from_secs(3), seed: 1, faults: Vec::new() };
+        for driver in DRIVERS {
+            assert_eq!(run_one(driver, &plan), Ok(true), "{}", driver.name);
+        }
+    }
+
+    #[test]
+    fn unknown_faults_and_faults_a_driver_cannot_suffer_are_refused() {
+        assert!(fault("quake").is_err());
+        let plan = Soak { duration: Duration::ZERO, seed: 1, faults: vec![Fault::Kill] };
+        let answer = run_one(&DRIVERS[0], &plan);
+        assert_eq!(answer, Err("memory cannot suffer `kill`".to_owned()));
+    }
+}

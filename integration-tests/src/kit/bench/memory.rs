@@ -141,3 +141,20 @@ async fn driver_cycle(jobs: usize) {
     }
     driver.stop().await.expect("stops");
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::allocations;
+    use super::*;
+
+    #[test]
+    fn a_push_allocates_once_and_settling_never() {
+        const JOBS: usize = 20_000;
+        let raw = allocations(&raw_push(1), JOBS);
+        let beyond = |driver: f64| (driver - raw) / JOBS as f64;
+        let single = beyond(allocations(&driver_push(1, 1, 1), JOBS));
+        assert!(single <= 1.01, "{single} per push, pop and ack: the boxed future is the one");
+        let batched = beyond(allocations(&driver_push(1, BATCH, 1), JOBS));
+        assert!(batched <= 0.3, "{batched} per job of a batch");
+    }
+}
