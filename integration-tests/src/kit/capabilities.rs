@@ -15,7 +15,7 @@ const ROWS: &[Row] = &[
     ("longest delay", |c| c.max_delay.map_or_else(|| "no limit".into(), days)),
     ("priority at the broker", |c| support(c.priority)),
     ("dead letters", |c| support(c.reject)),
-    ("requeue with delay or headers", |c| support(c.requeue)),
+    ("requeue, also with headers", |c| support(c.requeue)),
     ("batch", |c| support(c.batch)),
     ("ordering key", |c| support(c.ordering_key)),
     ("lease extension on request", |c| support(c.extend)),
