@@ -3,12 +3,15 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use crate::{Error, ErrorKind, Message, Result};
+use crate::{Error, ErrorKind, Headers, Message, Result};
 
 /// How a pipeline provides a feature.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Support {
-    /// Not at all: asking for it is refused before any I/O.
+    /// Not at all. Asking for it is refused before any I/O, but for three: without
+    /// [`batch`](Capabilities::batch) messages are sent one by one, without
+    /// [`priority`](Capabilities::priority) jobs are ordered in this process only, and without
+    /// [`reject`](Capabilities::reject) a rejected job is discarded.
     #[default]
     None,
     /// By the driver, with the limits its page describes.
@@ -57,10 +60,10 @@ pub struct Capabilities {
     pub delay: Support,
     /// Keeping jobs ordered by priority at the broker. Inside this process they always are.
     pub priority: Support,
-    /// Keeping a rejected job as a dead letter. With none, a rejected job is discarded.
+    /// Keeping a rejected job as a dead letter.
     pub reject: Support,
     /// Running a job again with the attempt counted, also with changed headers. A delay needs
-    /// [`delay`](Self::delay) too. With none, [`Outcome::Requeue`](crate::Outcome) is refused.
+    /// [`delay`](Self::delay) too.
     pub requeue: Support,
     /// Pushing many messages in one request.
     pub batch: Support,
@@ -121,44 +124,69 @@ impl Capabilities {
     /// - [`ErrorKind::PayloadTooLarge`]: more bytes than [`max_payload`](Self::max_payload);
     /// - [`ErrorKind::Unsupported`]: a delay, priority or ordering key the pipeline cannot honour.
     pub fn admit(&self, message: &Message) -> Result<()> {
-        message.validate()?;
+        self.check(message, "push")
+    }
+
+    /// Decides whether a job can be requeued so, and makes the message that runs again.
+    ///
+    /// # Errors
+    /// - [`ErrorKind::Unsupported`]: no requeue, or none with this delay;
+    /// - [`ErrorKind::InvalidMessage`]: headers that no driver carries.
+    pub fn admit_requeue(
+        &self,
+        message: &Message,
+        delay: Duration,
+        headers: Option<Headers>,
+    ) -> Result<Message> {
+        if !self.requeue.is_available() {
+            return Err(unsupported(
+                "settle",
+                "requeue: this pipeline cannot run a job again".into(),
+            ));
+        }
+        let headers = headers.unwrap_or_else(|| message.headers().clone());
+        let message = message.clone().with_delay(delay).with_headers(headers);
+        self.check(&message, "settle")?;
+        Ok(message)
+    }
+
+    fn check(&self, message: &Message, operation: &'static str) -> Result<()> {
+        message.validate(operation)?;
         let size = message.payload().len();
         if let Some(max) = self.max_payload.filter(|max| size > *max) {
             let context = format!("at most {max} bytes, found {size}");
-            return Err(Error::new(ErrorKind::PayloadTooLarge, "push").with_context(context));
+            return Err(Error::new(ErrorKind::PayloadTooLarge, operation).with_context(context));
         }
         if let Some(priority) = message.priority().filter(|p| !self.priorities.contains(p)) {
             let (low, high) = (self.priorities.start(), self.priorities.end());
-            return Err(unsupported(format!("priority from {low} to {high}, found {priority}")));
-        }
-        if message.ordering_key().is_some() && !self.ordering_key.is_available() {
             return Err(unsupported(
-                "ordering key: this pipeline cannot keep jobs in order".into(),
+                operation,
+                format!("priority from {low} to {high}, found {priority}"),
             ));
         }
-        self.admit_delay(message.delay())
-    }
-
-    /// Decides whether this pipeline takes a delay; zero always passes.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Unsupported`] if it has no delays, or none that long.
-    pub fn admit_delay(&self, delay: Duration) -> Result<()> {
-        if delay.is_zero() {
-            return Ok(());
+        if message.ordering_key().is_some() && !self.ordering_key.is_available() {
+            let context = "ordering key: this pipeline cannot keep jobs in order";
+            return Err(unsupported(operation, context.into()));
         }
-        if !self.delay.is_available() {
-            return Err(unsupported("delay: this pipeline delivers at once only".into()));
+        let delay = message.delay();
+        if !delay.is_zero() && !self.delay.is_available() {
+            return Err(unsupported(
+                operation,
+                "delay: this pipeline delivers at once only".into(),
+            ));
         }
         match self.max_delay.filter(|max| delay > *max) {
             None => Ok(()),
-            Some(max) => Err(unsupported(format!("delay of at most {max:?}, found {delay:?}"))),
+            Some(max) => {
+                let context = format!("delay of at most {max:?}, found {delay:?}");
+                Err(unsupported(operation, context))
+            }
         }
     }
 }
 
-fn unsupported(context: String) -> Error {
-    Error::new(ErrorKind::Unsupported, "push").with_context(context)
+fn unsupported(operation: &'static str, context: String) -> Error {
+    Error::new(ErrorKind::Unsupported, operation).with_context(context)
 }
 
 #[cfg(test)]
@@ -178,6 +206,28 @@ mod tests {
         assert_eq!(kind(&none, &delayed), Some(ErrorKind::Unsupported));
         let keyed = message.with_ordering_key("k");
         assert_eq!(kind(&none, &keyed), Some(ErrorKind::Unsupported));
+    }
+
+    #[test]
+    fn a_requeue_is_checked_as_a_push_is_and_says_that_it_settles() {
+        let message = Message::new("a", "").with_header("x", "1");
+        let delay = Duration::from_secs(1);
+        let mut capabilities = Capabilities::default();
+        let refused = |c: &Capabilities, delay, headers| {
+            let error = c.admit_requeue(&message, delay, headers).expect_err("refused");
+            (error.operation(), error.kind())
+        };
+        let unsupported = ("settle", ErrorKind::Unsupported);
+        assert_eq!(refused(&capabilities, Duration::ZERO, None), unsupported);
+        capabilities.requeue = Support::Native;
+        assert_eq!(refused(&capabilities, delay, None), unsupported);
+        capabilities.delay = Support::Native;
+        let bad: Headers = [("\n", "")].into_iter().collect();
+        let invalid = ("settle", ErrorKind::InvalidMessage);
+        assert_eq!(refused(&capabilities, delay, Some(bad)), invalid);
+        let again = capabilities.admit_requeue(&message, delay, None).expect("admitted");
+        assert_eq!((again.delay(), again.headers().get("x")), (delay, Some("1")));
+        assert_eq!(again.id(), message.id());
     }
 
     #[test]

@@ -63,6 +63,9 @@ pub trait Plan: Send {
 /// | `stop` | → stopped | → stopped | → stopped | → stopped | ✓ |
 /// | settling | – | ✓ | ✓ | `LeaseLost` | `LeaseLost` or `Closed` |
 ///
+/// A driver that is dropped without `stop` is a consumer that died: its tasks end, and what it had
+/// unsettled goes back as soon as the broker notices.
+///
 /// Wrappers of a driver should carry `#[deny(clippy::missing_trait_methods)]`.
 ///
 /// # Ten invariants
@@ -135,6 +138,8 @@ pub trait Driver: fmt::Debug + Send + Sync + 'static {
     /// `InvalidState` if it was run before, `Closed` after `stop`; as [`Plan::connect`] otherwise,
     /// and then nothing runs and `run` may be called again.
     ///
+    /// A task that may be aborted must have no await between fetching a job and delivering it.
+    ///
     /// # Cancel safety
     /// Not cancel safe: after a drop call [`stop`](Self::stop).
     async fn run(&self, inlet: Inlet) -> Result<()>;
@@ -156,6 +161,9 @@ pub trait Driver: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     /// `InvalidState` if it was never run; `Closed` after `stop`; as `run` otherwise.
+    ///
+    /// # Cancel safety
+    /// The pipeline is paused or consumes, and one that consumed goes on: call it again.
     async fn resume(&self) -> Result<()>;
 
     /// As `pause`, then flushes pending pushes and settlements, ends its tasks and closes the

@@ -172,7 +172,7 @@ impl Job {
     ///
     /// Leases are extended by the driver while a job is unsettled; a job that may run for longer
     /// than `max_lease` calls this. The request is handed over at once, the future waits for the
-    /// answer.
+    /// answer. On a job that was settled when it was handed out this does nothing and succeeds.
     ///
     /// # Errors
     /// [`ErrorKind::LeaseLost`] if the lease ended already: stop working, the job may run

@@ -256,17 +256,18 @@ impl Message {
     /// # Errors
     /// [`ErrorKind::InvalidMessage`]: an id or name that is empty or longer than 255 bytes, or a
     /// header name that is empty, longer than 255 bytes or holds a control character.
-    pub(crate) fn validate(&self) -> Result<()> {
-        check_text("id", self.id().as_str())?;
-        check_text("name", self.name())?;
+    pub(crate) fn validate(&self, operation: &'static str) -> Result<()> {
+        let check = |what, text: &str| check_text(operation, what, text);
+        check("id", self.id().as_str())?;
+        check("name", self.name())?;
         if let Some(key) = self.ordering_key() {
-            check_text("ordering key", key)?;
+            check("ordering key", key)?;
         }
-        self.headers().iter().try_for_each(|(name, _)| check_text("header name", name))
+        self.headers().iter().try_for_each(|(name, _)| check("header name", name))
     }
 }
 
-fn check_text(what: &str, text: &str) -> Result<()> {
+fn check_text(operation: &'static str, what: &str, text: &str) -> Result<()> {
     let problem = match text.len() {
         0 => "must not be empty".to_owned(),
         1..=JobId::MAX_LEN => match control_character(text) {
@@ -275,7 +276,7 @@ fn check_text(what: &str, text: &str) -> Result<()> {
         },
         len => format!("must have at most {} bytes, found {len}", JobId::MAX_LEN),
     };
-    Err(Error::new(ErrorKind::InvalidMessage, "push").with_context(format!("{what} {problem}")))
+    Err(Error::new(ErrorKind::InvalidMessage, operation).with_context(format!("{what} {problem}")))
 }
 
 fn control_character(text: &str) -> Option<char> {
@@ -337,8 +338,8 @@ mod tests {
     #[test]
     fn refuses_what_no_broker_carries() {
         let ok = Message::new("a", "");
-        assert!(ok.validate().is_ok());
-        assert!(ok.clone().with_id("x".repeat(255)).validate().is_ok());
+        assert!(ok.validate("push").is_ok());
+        assert!(ok.clone().with_id("x".repeat(255)).validate("push").is_ok());
         for bad in [
             ok.clone().with_id(""),
             ok.clone().with_id("x".repeat(256)),
@@ -347,7 +348,7 @@ mod tests {
             ok.clone().with_header("a\r\nb", "v"),
             ok.with_ordering_key(""),
         ] {
-            let error = bad.validate().expect_err("invalid");
+            let error = bad.validate("push").expect_err("invalid");
             assert_eq!(error.kind(), ErrorKind::InvalidMessage);
         }
     }

@@ -97,6 +97,13 @@ impl Options {
         &self.path
     }
 
+    /// Where an option stands, for a problem found after parsing: in the section it was written in.
+    #[must_use]
+    pub fn path_of(&self, name: &str) -> String {
+        let section = self.entries.get(name).map_or(&self.path, |entry| &entry.section);
+        format!("{section}.{name}")
+    }
+
     /// True if there is no option.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -11,13 +11,12 @@ use tokio::sync::oneshot;
 use crate::queue::Credit;
 use crate::{Error, ErrorKind, Headers, Message, Result};
 
-/// How a delivery ends.
+/// How a delivery ends. There is no fifth way: a driver that forgets one does not compile.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum Outcome {
     /// The work is done: the job is gone for good.
     Ack,
-    /// Never again: kept as a dead letter where the pipeline has that, else discarded and counted.
+    /// Never again: kept as a dead letter where the pipeline has that, else discarded.
     Reject,
     /// Run again later. This attempt counts.
     Requeue {
@@ -91,7 +90,8 @@ pub trait Acknowledger: Send + Sync + 'static {
     ///
     /// Takes effect before it returns: dropping the [`Settling`] loses only the answer. If the
     /// driver cannot settle it answers with the job, so that the caller can try again; if the lease
-    /// is lost, without.
+    /// is lost, without. What the pipeline cannot do, such as a delay, is refused so with
+    /// `Unsupported`, see [`Capabilities::admit_requeue`](crate::Capabilities::admit_requeue).
     fn settle(&self, job: Unsettled, outcome: Outcome) -> Settling;
 
     /// Asks that the lease last at least `by` from now, whatever `max_lease` says.

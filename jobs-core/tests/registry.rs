@@ -44,7 +44,7 @@ async fn every_wrong_option_is_reported_with_its_path() {
     let options = Options::from_pairs("jobs.pipelines.mail.config", options);
     let error = refused(Pipeline::with_options("mail", "memory", options).unwrap()).await;
     assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::Config, false));
-    let mut paths: Vec<_> = error.problems().iter().map(|problem| problem.path()).collect();
+    let mut paths: Vec<_> = error.problems().iter().map(jobs_core::Problem::path).collect();
     paths.sort_unstable();
     assert_eq!(
         paths,

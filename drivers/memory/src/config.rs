@@ -81,16 +81,17 @@ fn highest() -> i64 {
 impl MemoryConfig {
     /// Reads and checks a pipeline's options.
     pub(crate) fn read(shared: &Options, pipeline: &Pipeline) -> Result<Self, Vec<Problem>> {
-        let mut config: Self = pipeline.parse(shared)?;
+        let options = pipeline.options().over(shared);
+        let mut config: Self = options.parse()?;
         if config.queue.is_empty() {
             config.queue = pipeline.name().to_owned();
         }
-        let problems = config.problems(pipeline.options().path());
+        let problems = config.problems(&options);
         if problems.is_empty() { Ok(config) } else { Err(problems) }
     }
 
-    fn problems(&self, path: &str) -> Vec<Problem> {
-        let at = |option: &str, message: String| Problem::new(format!("{path}.{option}"), message);
+    fn problems(&self, options: &Options) -> Vec<Problem> {
+        let at = |option: &str, message: String| Problem::new(options.path_of(option), message);
         let mut problems = Vec::new();
         let times = [
             ("max_delay", Some(self.max_delay)),

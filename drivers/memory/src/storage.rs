@@ -294,15 +294,17 @@ impl Storage {
         }
     }
 
-    /// The job as `outcome` leaves it, if the queue takes it so.
-    fn requeued(&self, job: &Unsettled, outcome: &Outcome) -> Result<Option<Message>> {
-        let Outcome::Requeue { delay, headers } = outcome else { return Ok(None) };
-        let mut message = job.message.clone().with_delay(*delay);
-        if let Some(headers) = headers {
-            message = message.with_headers(headers.clone());
-        }
-        self.capabilities.admit(&message).map_err(|error| error.with_driver(NAME))?;
-        Ok(Some(message))
+    /// Checked before the lease is touched: a refused job comes back whole.
+    fn step(&self, job: &Unsettled, outcome: Outcome) -> Result<Step> {
+        Ok(match outcome {
+            Outcome::Ack => Step::Ack,
+            Outcome::Reject => Step::Reject,
+            Outcome::Release => Step::Release,
+            Outcome::Requeue { delay, headers } => {
+                let again = self.capabilities.admit_requeue(&job.message, delay, headers);
+                Step::Requeue(again.map_err(|error| error.with_driver(NAME))?)
+            }
+        })
     }
 }
 
@@ -310,6 +312,14 @@ impl fmt::Debug for Storage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Storage").field("queue", &self.config.queue).finish_non_exhaustive()
     }
+}
+
+/// What a settlement does to the queue: an outcome that was found possible.
+enum Step {
+    Ack,
+    Reject,
+    Release,
+    Requeue(Message),
 }
 
 /// Gives up a place that was asked for, unless it is forgotten.
@@ -441,28 +451,30 @@ impl Contents {
 /// Receipts hold the storage itself: a token is never used twice, so there are no epochs.
 impl Acknowledger for Storage {
     fn settle(&self, job: Unsettled, outcome: Outcome) -> Settling {
-        let requeued = match self.requeued(&job, &outcome) {
-            Ok(requeued) => requeued,
+        let step = match self.step(&job, outcome) {
+            Ok(step) => step,
             Err(error) => return Settling::refused(Refusal { error, job: Some(job) }),
         };
         let mut contents = self.contents();
         let Some((consumer, mut entry)) = contents.leases.remove(job.token) else {
             return Settling::refused(Refusal::lease_lost(NAME));
         };
-        let leaves = matches!(outcome, Outcome::Ack | Outcome::Reject);
         let mut acked = None;
-        match (outcome, requeued) {
-            (Outcome::Release, _) => contents.ready.push_front(entry.priority, entry),
-            (Outcome::Reject, _) => contents.bury(entry, self.config.dead_letters),
-            (_, None) => acked = Some(entry),
-            (_, Some(message)) => {
+        match step {
+            Step::Ack => {
+                contents.room.leave(&self.waiting);
+                acked = Some(entry);
+            }
+            Step::Reject => {
+                contents.room.leave(&self.waiting);
+                contents.bury(entry, self.config.dead_letters);
+            }
+            Step::Release => contents.ready.push_front(entry.priority, entry),
+            Step::Requeue(message) => {
                 let delay = message.delay();
                 entry.attempt = entry.attempt.saturating_add(1);
                 contents.place(Entry { message, ..entry }, delay);
             }
-        }
-        if leaves {
-            contents.room.leave(&self.waiting);
         }
         contents.pass_on(consumer, job.credit);
         self.finish(contents);

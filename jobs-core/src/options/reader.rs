@@ -164,6 +164,8 @@ fn plain(expected: &str) -> String {
         "f32" | "f64" => "a number".into(),
         "a boolean" => "`true` or `false`".into(),
         "a string" | "str" => "text".into(),
+        "a nonzero u8" => "a whole number from 1 to 255".into(),
+        "a nonzero u16" => "a whole number from 1 to 65535".into(),
         other if other.starts_with("a nonzero") => "a whole number of at least 1".into(),
         other if other.starts_with("struct ") => "options as `name: value`".into(),
         other => other.into(),
@@ -197,7 +199,12 @@ impl<'de> Deserializer<'de> for Root<'_> {
         let missing = answered
             .iter()
             .filter(|name| !options.entries.contains_key(*name) && fields.contains(&name.as_str()));
-        let entries: Vec<_> = written
+        // Those answered for come last: one that takes no answer must not hide what is behind it.
+        let (answered_for, open): (Vec<_>, Vec<_>) =
+            written.partition(|(name, _)| answered.contains(*name));
+        let entries: Vec<_> = open
+            .into_iter()
+            .chain(answered_for)
             .map(|(name, entry)| match answered.contains(name) {
                 true => (name.as_str(), None),
                 false => {
@@ -636,6 +643,24 @@ mod tests {
         assert_eq!(known, expected);
         let typo = problems.iter().find(|p| p.contains("prefech")).expect("reported");
         assert!(typo.contains("unknown option, expected one of `queue`, `prefetch`"), "{typo}");
+    }
+
+    #[test]
+    fn an_option_that_takes_no_answer_hides_no_other_problem() {
+        fn address<'de, D: serde::Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+            let text = String::deserialize(from)?;
+            let valid = text.starts_with("tcp://");
+            valid.then_some(text).ok_or_else(|| serde::de::Error::custom("expected `tcp://…`"))
+        }
+        #[derive(Debug, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Strict {
+            #[serde(deserialize_with = "address")]
+            _a: String,
+            _b: u8,
+        }
+        let options = Options::from_pairs("p", [("_a", "udp"), ("_b", "x"), ("_c", "")]);
+        assert_eq!(options.parse::<Strict>().expect_err("wrong").len(), 3);
     }
 
     #[test]

@@ -67,11 +67,13 @@ impl Inlet {
 
     /// Adds credits: the pipeline's `prefetch`, once, when it is run.
     pub fn grant(&self, prefetch: usize) {
+        let prefetch = prefetch.min(Semaphore::MAX_PERMITS);
         self.credits.granted.fetch_add(prefetch, Ordering::Relaxed);
         self.credits.free.0.add_permits(prefetch);
     }
 
-    /// Credits that are out: jobs of this pipeline in this process.
+    /// Credits that are out: jobs of this pipeline in this process. A driver that takes credits
+    /// before it fetches has to subtract those it still holds.
     #[must_use]
     pub fn active(&self) -> usize {
         let free = self.credits.free.0.available_permits();
@@ -140,7 +142,10 @@ impl Inlet {
     }
 
     /// Holds the lane and releases what nobody popped, last job first, so that brokers that put
-    /// released jobs in front keep their order. What pausing begins with, on every driver.
+    /// released jobs in front keep their order. What pausing is, on every driver.
+    ///
+    /// A delivery that comes later stays in the held lane: a driver that fetches in a task first
+    /// [holds](Self::hold) the lane, then makes the task stop fetching, then calls this.
     ///
     /// # Errors
     /// The first failure; the other jobs are released all the same.

@@ -228,9 +228,7 @@ struct Receipts {
 impl Receipts {
     fn admit(&self, job: &Unsettled, outcome: &Outcome) -> Result<()> {
         let Outcome::Requeue { delay, headers } = outcome else { return Ok(()) };
-        let message = job.message.clone().with_delay(*delay);
-        let headers = headers.clone().unwrap_or_else(|| job.message.headers().clone());
-        self.capabilities.admit(&message.with_headers(headers))
+        self.capabilities.admit_requeue(&job.message, *delay, headers.clone()).map(drop)
     }
 
     fn wake(&self) {
