@@ -34,29 +34,46 @@ pub struct Receipt {
     pipeline: Arc<str>,
     token: Token,
     acknowledger: Arc<dyn Acknowledger>,
-    /// None once the delivery is over for us: settled when handed out, or its lease was lost.
+    /// False once the delivery is over for us: settled when handed out, or its lease was lost.
+    open: bool,
     credit: Option<Credit>,
 }
 
 /// What a driver hands to [`Inlet::deliver`](crate::Inlet::deliver).
 pub struct Delivery {
-    /// The message.
-    pub message: Message,
-    /// Which attempt this is, counted from 1.
-    pub attempt: u32,
-    /// The broker's own number for the message or delivery, for people: Kafka's offset, AMQP's
+    message: Message,
+    attempt: u32,
+    position: Option<u64>,
+    token: Token,
+    acknowledger: Arc<dyn Acknowledger>,
+}
+
+impl Delivery {
+    /// The first attempt at a message, with the driver's number for the delivery and what settles
+    /// it.
+    #[must_use]
+    pub fn new(message: Message, token: Token, acknowledger: Arc<dyn Acknowledger>) -> Self {
+        Self { message, attempt: 1, position: None, token, acknowledger }
+    }
+
+    /// Says which attempt this is, counted from 1.
+    #[must_use]
+    pub fn with_attempt(self, attempt: u32) -> Self {
+        Self { attempt, ..self }
+    }
+
+    /// Sets the broker's own number for the message or delivery, for people: Kafka's offset, AMQP's
     /// delivery tag, beanstalkd's job id.
-    pub position: Option<u64>,
-    /// The driver's number for the delivery.
-    pub token: Token,
-    /// Settles the delivery.
-    pub acknowledger: Arc<dyn Acknowledger>,
+    #[must_use]
+    pub fn with_position(self, position: u64) -> Self {
+        Self { position: Some(position), ..self }
+    }
 }
 
 impl Job {
     pub(crate) fn new(pipeline: Arc<str>, credit: Credit, delivery: Delivery) -> Self {
         let Delivery { message, attempt, position, token, acknowledger } = delivery;
-        let receipt = Receipt { pipeline, token, acknowledger, credit: Some(credit) };
+        let receipt = Receipt { pipeline, token, acknowledger, open: true, credit: Some(credit) };
         Self { message, attempt, position, receipt, running: None }
     }
 
@@ -65,9 +82,28 @@ impl Job {
         if self.message.auto_ack()
             && let Some(job) = self.unsettled()
         {
-            // Nobody waits for the answer: a failure shows in the driver's state.
-            drop(self.receipt.acknowledger.settle(job, Outcome::Ack));
+            let mut settling = self.receipt.acknowledger.settle(job, Outcome::Ack);
+            // Nobody waits for the answer. A job refused at once stays open for its worker.
+            if let Some(job) = settling.unclaimed().and_then(|refusal| refusal.job) {
+                self.reopen(job);
+            }
         }
+    }
+
+    pub(crate) fn token(&self) -> Token {
+        self.receipt.token
+    }
+
+    /// Ends a delivery that is over for the broker already.
+    pub(crate) fn forget(mut self) -> Token {
+        drop(self.unsettled());
+        self.receipt.token
+    }
+
+    fn reopen(&mut self, job: Unsettled) {
+        self.receipt.open = true;
+        self.receipt.token = job.token;
+        self.receipt.credit = job.credit;
     }
 
     /// The message.
@@ -148,7 +184,8 @@ impl Job {
     /// Ends the delivery. Its place in the pipeline's `max_running` is free at once.
     ///
     /// The outcome is handed over before this returns; the future only waits for the answer.
-    /// Dropping it neither withdraws the outcome nor abandons the job. `Ok` means what
+    /// Dropping it withdraws nothing; only if the driver refuses the outcome is the job abandoned.
+    /// `Ok` means what
     /// [`Capabilities::acks_confirmed`](crate::Capabilities) says. On a job that was settled when
     /// it was handed out ([`Message::auto_ack`]) this does nothing and succeeds.
     ///
@@ -178,10 +215,10 @@ impl Job {
     /// [`ErrorKind::LeaseLost`] if the lease ended already: stop working, the job may run
     /// elsewhere. [`ErrorKind::Unsupported`] where leases cannot be extended.
     pub fn extend(&self, by: Duration) -> impl Future<Output = Result<()>> + Send + use<> {
-        let extending = match self.receipt.credit {
-            Some(_) => self.receipt.acknowledger.extend(self.receipt.token, by),
-            None if self.message.auto_ack() => Extending::ready(Ok(())),
-            None => Extending::ready(Err(over("extend"))),
+        let extending = match (self.receipt.open, self.message.auto_ack()) {
+            (true, _) => self.receipt.acknowledger.extend(self.receipt.token, by),
+            (false, true) => Extending::ready(Ok(())),
+            (false, false) => Extending::ready(Err(over("extend"))),
         };
         let pipeline = Arc::clone(&self.receipt.pipeline);
         async move { extending.await.map_err(|error| error.with_pipeline(pipeline)) }
@@ -191,9 +228,12 @@ impl Job {
         self.message.priority().unwrap_or(pipeline)
     }
 
-    /// Takes the credit out, after which dropping the job does nothing.
+    /// Takes the right to settle out, after which dropping the job does nothing.
     fn unsettled(&mut self) -> Option<Unsettled> {
-        let credit = self.receipt.credit.take()?;
+        if !std::mem::take(&mut self.receipt.open) {
+            return None;
+        }
+        let credit = self.receipt.credit.take();
         let message = self.message.clone();
         Some(Unsettled { token: self.receipt.token, credit, message, attempt: self.attempt })
     }
@@ -228,7 +268,7 @@ impl fmt::Debug for Receipt {
         f.debug_struct("Receipt")
             .field("pipeline", &self.pipeline)
             .field("token", &self.token)
-            .field("open", &self.credit.is_some())
+            .field("open", &self.open)
             .finish_non_exhaustive()
     }
 }
@@ -260,11 +300,21 @@ impl Future for Settle {
         };
         let mut job = self.job.take().expect("not polled again after it was ready");
         if let Some(unsettled) = refusal.job {
-            job.receipt.token = unsettled.token;
-            job.receipt.credit = Some(unsettled.credit);
+            job.reopen(unsettled);
         }
         let error = refusal.error.with_pipeline(Arc::clone(&job.receipt.pipeline));
         Poll::Ready(Err(SettleError { error, job: Box::new(job) }))
+    }
+}
+
+/// A refusal that is there and was not awaited leaves the job unsettled: it is abandoned.
+impl Drop for Settle {
+    fn drop(&mut self) {
+        if let Some(mut job) = self.job.take()
+            && let Some(unsettled) = self.settling.unclaimed().and_then(|refusal| refusal.job)
+        {
+            job.reopen(unsettled);
+        }
     }
 }
 

@@ -46,6 +46,8 @@ struct Lanes {
     next_id: LaneId,
     /// Counts pops: the lane whose last turn is longest ago goes first among equals.
     turn: u64,
+    /// Pops since a worker let others run.
+    since_yield: u32,
     waiters: Waiters,
     closed: bool,
 }
@@ -53,7 +55,7 @@ struct Lanes {
 type LaneId = u64;
 
 /// A worker that always finds a job would never let go of its thread.
-const POPS_PER_YIELD: u64 = 256;
+const POPS_PER_YIELD: u32 = 256;
 
 /// Turns a worker takes before it sleeps.
 const SPINS: usize = 100;
@@ -112,19 +114,20 @@ impl Queue {
     /// # Cancel safety
     /// Cancel safe: no job is lost and no wake-up swallowed.
     pub fn pop(&self) -> Pop<'_> {
-        Pop { shared: &self.shared, selection: Selection::All, key: None, yielded: false }
+        Pop { shared: &self.shared, selection: Selection::All, key: None }
     }
 
     /// As [`pop`](Self::pop), from the lanes of the named pipelines only.
     pub fn pop_from(&self, pipelines: &Arc<[Arc<str>]>) -> Pop<'_> {
         let selection = Selection::Named(Arc::clone(pipelines));
-        Pop { shared: &self.shared, selection, key: None, yielded: false }
+        Pop { shared: &self.shared, selection, key: None }
     }
 
     /// The next job if there is one now.
     #[must_use]
     pub fn try_pop(&self) -> Option<Job> {
-        self.shared.take(&mut self.shared.lock(), &Selection::All).map(started)
+        let taken = self.shared.take(&mut self.shared.lock(), &Selection::All);
+        taken.map(started)
     }
 
     /// Jobs waiting in all lanes, held ones included.
@@ -184,6 +187,7 @@ impl Shared {
         let (_, lane) = ready.min_by_key(|(priority, lane)| (*priority, lane.last_turn))?;
         let job = lane.jobs.pop()?;
         lanes.turn += 1;
+        lanes.since_yield += 1;
         lane.last_turn = lanes.turn;
         let limited = lane.max_running != usize::MAX;
         lane.running += usize::from(limited);
@@ -218,6 +222,16 @@ impl Lanes {
         lane.head()?;
         self.waiters.take_for(&lane.pipeline)
     }
+
+    /// One waker for each of the selected lanes that has a job to hand out.
+    fn wakers_for(&mut self, selection: &Selection) -> Vec<Waker> {
+        if self.waiters.is_empty() {
+            return Vec::new();
+        }
+        let selected = self.lanes.iter().filter(|lane| selection.contains(&lane.pipeline));
+        let ids: Vec<_> = selected.map(|lane| lane.id).collect();
+        ids.into_iter().filter_map(|id| self.waker_for(id)).collect()
+    }
 }
 
 /// One of the places in `max_running`; freed when the job is settled or dropped.
@@ -244,7 +258,6 @@ pub struct Pop<'a> {
     shared: &'a Arc<Shared>,
     selection: Selection,
     key: Option<Key>,
-    yielded: bool,
 }
 
 impl Future for Pop<'_> {
@@ -254,9 +267,9 @@ impl Future for Pop<'_> {
         let this = self.get_mut();
         let deliveries = this.shared.deliveries.load(Ordering::Relaxed);
         let mut lanes = this.shared.lock();
-        if lanes.turn % POPS_PER_YIELD == POPS_PER_YIELD - 1 && !this.yielded {
+        if lanes.since_yield >= POPS_PER_YIELD {
             // Others on this thread, such as the producers, get their turn.
-            this.yielded = true;
+            lanes.since_yield = 0;
             drop(lanes);
             cx.waker().wake_by_ref();
             return Poll::Pending;
@@ -269,10 +282,9 @@ impl Future for Pop<'_> {
             taken = this.shared.take(&mut lanes, &this.selection);
         }
         if let Some(taken) = taken {
-            if let Some(key) = this.key.take() {
-                lanes.waiters.remove(key);
-            }
+            let wakers = this.leave(&mut lanes);
             drop(lanes);
+            wakers.into_iter().for_each(Waker::wake);
             return Poll::Ready(Some(started(taken)));
         }
         if lanes.closed {
@@ -284,19 +296,26 @@ impl Future for Pop<'_> {
     }
 }
 
+impl Pop<'_> {
+    /// Waits no longer. If it was woken, then for a job that it may not have taken: whoever can take
+    /// what is there is woken instead.
+    fn leave(&mut self, lanes: &mut Lanes) -> Vec<Waker> {
+        match self.key.take() {
+            Some(key) if !lanes.waiters.remove(key) => lanes.wakers_for(&self.selection),
+            _ => Vec::new(),
+        }
+    }
+}
+
 impl Drop for Pop<'_> {
     fn drop(&mut self) {
-        let Some(key) = self.key else { return };
-        let mut lanes = self.shared.lock();
-        if lanes.waiters.remove(key) {
-            return;
+        if self.key.is_some() {
+            let shared = self.shared;
+            let mut lanes = shared.lock();
+            let wakers = self.leave(&mut lanes);
+            drop(lanes);
+            wakers.into_iter().for_each(Waker::wake);
         }
-        // We were woken for a job that we will not take: pass the wake-up on.
-        let selected = lanes.lanes.iter().filter(|lane| self.selection.contains(&lane.pipeline));
-        let ids: Vec<_> = selected.map(|lane| lane.id).collect();
-        let waker = ids.into_iter().find_map(|id| lanes.waker_for(id));
-        drop(lanes);
-        waker.into_iter().for_each(Waker::wake);
     }
 }
 

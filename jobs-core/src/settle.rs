@@ -61,15 +61,18 @@ pub type Token = u64;
 
 /// A delivered job on its way back to the driver, with everything the driver may need.
 ///
-/// The driver drops [`credit`](Self::credit) as soon as its slot for another job is free, before it
-/// awaits the broker. A driver whose settlement can fail in a way worth retrying keeps it until the
-/// answer is there.
+/// The driver drops the [credit](Self::credit) as soon as its slot for another job is free, before it
+/// awaits the broker. If settling then fails it gives the job back without: until that is settled
+/// again there is one job more in the process.
+///
+/// Dropping this does nothing but free the credit: a driver that has one answers with it, or makes
+/// the job run again.
 #[derive(Debug)]
 pub struct Unsettled {
     /// The delivery.
     pub token: Token,
     /// The right to have one job in this process.
-    pub credit: Credit,
+    pub credit: Option<Credit>,
     /// The message as it was delivered.
     pub message: Message,
     /// The attempt it was delivered as.
@@ -157,15 +160,36 @@ impl Settling {
     }
 }
 
+impl Settling {
+    /// Takes out a refusal that nobody will await, if there is one. One that comes later goes back
+    /// to the driver, see [`Settler::refuse`].
+    pub(crate) fn unclaimed(&mut self) -> Option<Box<Refusal>> {
+        let answer = match &mut self.0 {
+            Answer::Ready(answer) => answer.take(),
+            Answer::Later(receiver) => {
+                receiver.close();
+                receiver.try_recv().ok()
+            }
+        };
+        answer.and_then(Result::err)
+    }
+}
+
 impl Settler {
     /// The broker has confirmed the outcome.
     pub fn done(self) {
         let _ = self.0.send(Ok(()));
     }
 
-    /// The outcome could not be settled. A job that nobody awaits any more is abandoned.
-    pub fn refuse(self, refusal: Refusal) {
-        let _ = self.0.send(Err(Box::new(refusal)));
+    /// The outcome could not be settled: the job goes back to whoever awaits the answer.
+    ///
+    /// # Errors
+    /// Nobody does: the refusal comes back, and the driver abandons its job.
+    pub fn refuse(self, refusal: Refusal) -> Result<(), Box<Refusal>> {
+        match self.0.send(Err(Box::new(refusal))) {
+            Err(Err(refusal)) => Err(refusal),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use jobs_core::{
     Acknowledger, Delivery, Error, ErrorKind, Extending, Inlet, Message, Outcome, Pipeline, Queue,
-    Refusal, Settling, Token, Unsettled,
+    Refusal, Settler, Settling, Token, Unsettled,
 };
 
 type Refuse = fn(Unsettled) -> Refusal;
@@ -68,7 +68,7 @@ impl Lane {
     fn deliver_message(&self, token: Token, message: Message) {
         let credit = self.inlet.try_credit().expect("a credit is free");
         let acknowledger = self.notes.clone();
-        let delivery = Delivery { message, attempt: 1, position: None, token, acknowledger };
+        let delivery = Delivery::new(message, token, acknowledger);
         self.inlet.deliver(credit, delivery);
     }
 }
@@ -268,4 +268,161 @@ async fn a_driver_that_never_answers_is_an_error_not_a_hang() {
     let (extender, extending) = Extending::later();
     drop(extender);
     assert_eq!(extending.await.unwrap_err().kind(), ErrorKind::Closed);
+}
+
+#[tokio::test]
+async fn a_refusal_that_nobody_awaits_abandons_the_job() {
+    let queue = Queue::new();
+    let lane = Lane::open(&queue, &pipeline("a"), 1);
+    lane.deliver(1);
+    *lane.notes.refusal.lock().unwrap() = Some(unsupported);
+    drop(queue.try_pop().unwrap().requeue(Duration::MAX));
+    assert_eq!((lane.notes.take(), lane.inlet.active()), (vec!["abandon 1".to_owned()], 0));
+}
+
+fn unsupported(job: Unsettled) -> Refusal {
+    Refusal { error: Error::new(ErrorKind::Unsupported, "settle"), job: Some(job) }
+}
+
+/// Answers later: the test has the settlers.
+#[derive(Default)]
+struct Later {
+    waiting: Mutex<Vec<(Settler, Unsettled)>>,
+    abandoned: Mutex<Vec<Token>>,
+}
+
+impl Acknowledger for Later {
+    fn settle(&self, job: Unsettled, _: Outcome) -> Settling {
+        let (settler, settling) = Settling::later();
+        self.waiting.lock().expect("no test panics under it").push((settler, job));
+        settling
+    }
+
+    fn extend(&self, _: Token, _: Duration) -> Extending {
+        Extending::ready(Ok(()))
+    }
+
+    fn abandon(&self, job: Unsettled) {
+        self.abandoned.lock().expect("no test panics under it").push(job.token);
+    }
+}
+
+#[tokio::test]
+async fn a_late_refusal_reaches_the_caller_or_the_driver_but_is_never_lost() {
+    let queue = Queue::new();
+    let inlet = queue.open_lane(&pipeline("a"));
+    inlet.grant(2);
+    let later = Arc::new(Later::default());
+    for token in [1, 2] {
+        let delivery = Delivery::new(Message::new("test", ""), token, later.clone());
+        inlet.deliver(inlet.try_credit().unwrap(), delivery);
+    }
+    let first = queue.try_pop().unwrap().ack();
+    let second = queue.try_pop().unwrap().ack();
+    let mut waiting = std::mem::take(&mut *later.waiting.lock().unwrap());
+
+    let (settler, job) = waiting.pop().unwrap();
+    settler.refuse(unsupported(job)).unwrap();
+    drop(second);
+    assert_eq!(*later.abandoned.lock().unwrap(), [2], "answered, and not awaited");
+
+    drop(first);
+    let (settler, job) = waiting.pop().unwrap();
+    let refusal = settler.refuse(unsupported(job)).expect_err("nobody awaits it");
+    assert_eq!(refusal.job.map(|job| job.token), Some(1));
+    assert_eq!(*later.abandoned.lock().unwrap(), [2], "the driver abandons it");
+}
+
+#[tokio::test]
+async fn an_auto_ack_that_is_refused_stays_with_the_worker() {
+    let queue = Queue::new();
+    let lane = Lane::open(&queue, &pipeline("a"), 1);
+    lane.deliver_message(1, Message::new("test", "").with_auto_ack(true));
+    *lane.notes.refusal.lock().unwrap() = Some(unsupported);
+    let job = queue.try_pop().unwrap();
+    assert_eq!(lane.inlet.active(), 1);
+    job.ack().await.unwrap();
+    assert_eq!(lane.notes.take(), ["ack 1"]);
+}
+
+#[tokio::test]
+async fn a_worker_that_was_woken_for_one_lane_and_takes_from_another_wakes_who_waits_for_the_first()
+{
+    let queue = Queue::new();
+    let x = Lane::open(&queue, &pipeline("x"), 1);
+    let y = Lane::open(&queue, &pipeline("y").with_priority(1), 1);
+    let only_x: Arc<[Arc<str>]> = Arc::new(["x".into()]);
+    let mut all = Box::pin(queue.pop());
+    assert!(is_pending(all.as_mut()));
+    let waits_for_x = tokio::spawn({
+        let (queue, only_x) = (queue.clone(), Arc::clone(&only_x));
+        async move { queue.pop_from(&only_x).await.is_some() }
+    });
+    tokio::task::yield_now().await;
+    x.deliver(1);
+    y.deliver(2);
+    assert_eq!(all.await.unwrap().pipeline(), "y");
+    assert!(waits_for_x.await.unwrap());
+}
+
+#[tokio::test]
+async fn a_worker_that_was_woken_and_leaves_wakes_one_for_every_lane_it_could_serve() {
+    let queue = Queue::new();
+    let x = Lane::open(&queue, &pipeline("x"), 1);
+    let y = Lane::open(&queue, &pipeline("y"), 1);
+    let only = |name: &str| Arc::<[Arc<str>]>::from([Arc::from(name)]);
+    let (only_x, only_y) = (only("x"), only("y"));
+    let mut first_x = Box::pin(queue.pop_from(&only_x));
+    assert!(is_pending(first_x.as_mut()));
+    let mut all = Box::pin(queue.pop());
+    assert!(is_pending(all.as_mut()));
+    let mut second_x = Box::pin(queue.pop_from(&only_x));
+    assert!(is_pending(second_x.as_mut()));
+    let waits_for_y = tokio::spawn({
+        let queue = queue.clone();
+        async move { queue.pop_from(&only_y).await.is_some() }
+    });
+    tokio::task::yield_now().await;
+    x.deliver(1);
+    y.deliver(2);
+    drop(all);
+    assert!(waits_for_y.await.unwrap());
+    drop((first_x, second_x));
+}
+
+#[tokio::test]
+async fn a_caller_that_polls_once_gets_its_jobs() {
+    let queue = Queue::new();
+    let lane = Lane::open(&queue, &pipeline("a"), 2_000);
+    (0..2_000).for_each(|token| lane.deliver(token));
+    let mut missed = 0;
+    while !queue.is_empty() {
+        let mut pop = Box::pin(queue.pop());
+        missed += usize::from(is_pending(pop.as_mut()));
+    }
+    assert!(missed < 20, "{missed}: it lets others run now and then, no more");
+}
+
+#[tokio::test]
+async fn what_is_over_is_withdrawn_without_a_word() {
+    let queue = Queue::new();
+    let lane = Lane::open(&queue, &pipeline("a"), 9);
+    [1, 2, 3, 4].into_iter().for_each(|token| lane.deliver(token));
+    let popped = queue.try_pop();
+    assert_eq!(lane.inlet.withdraw(|token| token != 3), [2, 4]);
+    assert_eq!((lane.notes.take(), lane.inlet.active()), (Vec::<String>::new(), 2));
+    assert_eq!(payloads(&queue), ["3"]);
+    drop(popped);
+}
+
+#[tokio::test]
+async fn a_lease_that_was_lost_does_not_fail_a_pause() {
+    let queue = Queue::new();
+    let lane = Lane::open(&queue, &pipeline("a"), 9);
+    lane.deliver(1);
+    *lane.notes.refusal.lock().unwrap() = Some(|_| Refusal::lease_lost("notes"));
+    lane.inlet.hold_and_release().await.unwrap();
+    lane.deliver(2);
+    *lane.notes.refusal.lock().unwrap() = Some(unsupported);
+    assert!(lane.inlet.hold_and_release().await.is_err());
 }

@@ -102,7 +102,7 @@ async fn consume(session: Arc<Session>, inlet: Arc<Inlet>) {
         let token = session.tokens.fetch_add(1, Ordering::Relaxed);
         session.unsettled.lock().expect(UNPOISONED).insert(token, (message.clone(), attempt));
         let acknowledger = Arc::<Session>::clone(&session);
-        inlet.deliver(credit, Delivery { message, attempt, position: None, token, acknowledger });
+        inlet.deliver(credit, Delivery::new(message, token, acknowledger).with_attempt(attempt));
     }
 }
 

@@ -30,7 +30,8 @@ pub struct MemoryConfig {
     /// How long a push waits for room. Default `30s`; then it fails as throttled.
     #[serde(default = "default_push_timeout", deserialize_with = "options::duration")]
     pub push_timeout: Duration,
-    /// How long a worker may hold a job without a sign of life. Default: none, for ever.
+    /// How long a job may be in this process, waiting for a worker or with one, without a sign of
+    /// life. Default: none, for ever.
     #[serde(default, deserialize_with = "options::duration")]
     pub max_lease: Option<Duration>,
     /// Most dead letters kept; the oldest is discarded for a new one. Default 10,000.

@@ -7,6 +7,7 @@ use jobs_core::{
     Capabilities, Driver, Error, ErrorKind, Inlet, Message, Pipeline, Result, State, async_trait,
 };
 use tokio::sync::Mutex;
+use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -23,18 +24,12 @@ pub(crate) struct MemoryDriver {
     config: MemoryConfig,
     capabilities: Capabilities,
     storage: Arc<Storage>,
-    /// Serialises run, pause, resume and stop.
-    lifecycle: Mutex<Lifecycle>,
+    /// Held through run, pause, resume and stop, so that they follow one another; none once stopped.
+    timer: Mutex<Option<AbortOnDropHandle<()>>>,
     consumer: OnceLock<u64>,
     closed: AtomicBool,
     /// Ends pushes that wait for room.
     closing: CancellationToken,
-}
-
-/// What the calls that change the life of the pipeline own.
-#[derive(Debug)]
-struct Lifecycle {
-    timer: Option<AbortOnDropHandle<()>>,
 }
 
 impl MemoryDriver {
@@ -46,7 +41,7 @@ impl MemoryDriver {
             capabilities: config.capabilities(),
             config,
             storage,
-            lifecycle: Mutex::new(Lifecycle { timer: Some(timer) }),
+            timer: Mutex::new(Some(timer)),
             consumer: OnceLock::new(),
             closed: AtomicBool::new(false),
             closing: CancellationToken::new(),
@@ -79,8 +74,6 @@ impl MemoryDriver {
     where
         M: ExactSizeIterator<Item = (Message, i64)> + Send,
     {
-        // A producer that always finds room would never let go of its thread.
-        tokio::task::coop::consume_budget().await;
         let Err(messages) = self.storage.try_store(messages) else { return Ok(()) };
         let deadline = deadline.get_or_insert_with(|| Instant::now() + self.config.push_timeout);
         let stored = timeout_at(*deadline, self.storage.store(messages));
@@ -110,6 +103,8 @@ impl Driver for MemoryDriver {
     }
 
     async fn push(&self, message: Message) -> Result<()> {
+        // A producer that always finds room would never let go of its thread.
+        consume_budget().await;
         self.admit(&message)?;
         self.store(std::iter::once((message, self.priority)), &mut None).await
     }
@@ -117,6 +112,7 @@ impl Driver for MemoryDriver {
     async fn push_batch(&self, messages: Vec<Message>) -> Vec<Result<()>> {
         // A part of the queue at a time: a batch larger than the queue would wait for ever.
         let most = (self.config.capacity.get() / 8).clamp(1, 1 << 16);
+        consume_budget().await;
         let mut deadline = None;
         let mut answers = Vec::with_capacity(messages.len());
         let mut messages = messages.into_iter().peekable();
@@ -139,7 +135,7 @@ impl Driver for MemoryDriver {
     }
 
     async fn run(&self, inlet: Inlet) -> Result<()> {
-        let _lifecycle = self.lifecycle.lock().await;
+        let _serialised = self.timer.lock().await;
         self.open("run")?;
         if self.consumer.get().is_some() {
             let error = self.error(ErrorKind::InvalidState, "run");
@@ -153,7 +149,7 @@ impl Driver for MemoryDriver {
     }
 
     async fn pause(&self) -> Result<()> {
-        let _lifecycle = self.lifecycle.lock().await;
+        let _serialised = self.timer.lock().await;
         self.open("pause")?;
         match self.consumer.get().and_then(|consumer| self.storage.pause(*consumer)) {
             Some(inlet) => inlet.hold_and_release().await,
@@ -162,7 +158,7 @@ impl Driver for MemoryDriver {
     }
 
     async fn resume(&self) -> Result<()> {
-        let _lifecycle = self.lifecycle.lock().await;
+        let _serialised = self.timer.lock().await;
         self.open("resume")?;
         let Some(consumer) = self.consumer.get() else {
             let error = self.error(ErrorKind::InvalidState, "resume");
@@ -173,7 +169,7 @@ impl Driver for MemoryDriver {
     }
 
     async fn stop(&self) -> Result<()> {
-        let mut lifecycle = self.lifecycle.lock().await;
+        let mut timer = self.timer.lock().await;
         self.closed.store(true, Ordering::Release);
         self.closing.cancel();
         let mut answer = Ok(());
@@ -183,11 +179,11 @@ impl Driver for MemoryDriver {
             }
             self.storage.detach(*consumer);
         }
-        if let Some(timer) = &mut lifecycle.timer {
-            timer.abort();
+        if let Some(task) = &mut *timer {
+            task.abort();
             // It was cancelled just now: there is nothing else it could answer.
-            let _ = timer.await;
-            lifecycle.timer = None;
+            let _ = task.await;
+            *timer = None;
             self.storage.wake_timers();
         }
         answer
@@ -216,7 +212,7 @@ impl Drop for MemoryDriver {
         if let Some(consumer) = self.consumer.get() {
             self.storage.detach(*consumer);
         }
-        self.lifecycle.get_mut().timer = None;
+        *self.timer.get_mut() = None;
         self.storage.wake_timers();
     }
 }

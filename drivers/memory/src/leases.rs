@@ -16,6 +16,8 @@ pub(crate) struct Entry {
 struct Lease {
     entry: Entry,
     consumer: u64,
+    /// Counts leases: slots are used in no order.
+    serial: u64,
     /// None: the lease does not end.
     deadline: Option<Instant>,
     previous: Option<DefaultKey>,
@@ -25,11 +27,12 @@ struct Lease {
 /// Leases by token, linked in the order in which they end.
 ///
 /// A token bears the slot's version, so that it never matches a later lease in the same slot. New
-/// leases end last, because all last equally long: adding and removing take constant time, and
-/// only an extension may have to look for its place.
+/// leases end last, because all last equally long, and removing takes constant time. Finding the
+/// place of a lease takes as long as there are leases that were extended beyond it.
 #[derive(Debug, Default)]
 pub(crate) struct Leases {
     slots: SlotMap<DefaultKey, Lease>,
+    serial: u64,
     first: Option<DefaultKey>,
     last: Option<DefaultKey>,
 }
@@ -45,7 +48,9 @@ impl Leases {
         consumer: u64,
         deadline: Option<Instant>,
     ) -> Token {
-        let lease = Lease { entry, consumer, deadline, previous: None, next: None };
+        self.serial += 1;
+        let serial = self.serial;
+        let lease = Lease { entry, consumer, serial, deadline, previous: None, next: None };
         let key = self.slots.insert(lease);
         self.link(key);
         key.data().as_ffi()
@@ -74,16 +79,18 @@ impl Leases {
     }
 
     /// Takes out the lease that ended longest ago.
-    pub(crate) fn take_ended(&mut self, now: Instant) -> Option<Entry> {
+    pub(crate) fn take_ended(&mut self, now: Instant) -> Option<(Token, Entry)> {
         let first = self.first.filter(|_| self.next_deadline().is_some_and(|end| end <= now))?;
-        self.remove_key(first).map(|(_, entry)| entry)
+        self.remove_key(first).map(|(_, entry)| (first.data().as_ffi(), entry))
     }
 
-    /// Takes out all leases of a consumer, oldest token first.
+    /// Takes out all leases of a consumer, in the order they began.
     pub(crate) fn take_consumer(&mut self, consumer: u64) -> Vec<Entry> {
         let of_consumer = self.slots.iter().filter(|(_, lease)| lease.consumer == consumer);
-        let keys: Vec<_> = of_consumer.map(|(key, _)| key).collect();
-        keys.into_iter().filter_map(|key| self.remove_key(key)).map(|(_, entry)| entry).collect()
+        let mut keys: Vec<_> = of_consumer.map(|(key, lease)| (lease.serial, key)).collect();
+        keys.sort_unstable();
+        let keys = keys.into_iter().map(|(_, key)| key);
+        keys.filter_map(|key| self.remove_key(key)).map(|(_, entry)| entry).collect()
     }
 
     fn remove_key(&mut self, key: DefaultKey) -> Option<(u64, Entry)> {

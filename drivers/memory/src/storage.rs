@@ -1,7 +1,6 @@
 //! One queue: what is in it, who consumes it, and the hand-over between them.
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -45,7 +44,8 @@ struct Contents {
     /// A push takes a place, and gives it back when the job is settled for good.
     room: Room,
     ready: PriorityFifo<Entry>,
-    delayed: BinaryHeap<Reverse<Delayed>>,
+    /// By due time, then arrival.
+    delayed: BTreeMap<(Instant, u64), Entry>,
     arrivals: u64,
     leases: Leases,
     max_lease: Option<Duration>,
@@ -68,39 +68,13 @@ struct Consumer {
     paused: bool,
 }
 
-#[derive(Debug)]
-struct Delayed {
-    due: Instant,
-    arrival: u64,
-    entry: Entry,
-}
-
-impl Ord for Delayed {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (self.due, self.arrival).cmp(&(other.due, other.arrival))
-    }
-}
-
-impl PartialOrd for Delayed {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Delayed {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other).is_eq()
-    }
-}
-
-impl Eq for Delayed {}
-
 /// What is left to do once the lock is free; dropping it wakes the worker.
 #[derive(Default)]
 struct After {
     /// The timer must look sooner than it meant to.
     sooner: bool,
-    wakeup: Wakeup,
+    wakeup: Option<Wakeup>,
+    wakeups: Vec<Wakeup>,
 }
 
 /// What [`Storage::figures`] tells.
@@ -129,7 +103,7 @@ impl Storage {
         &self.config
     }
 
-    /// No code of others runs under this lock, and none of ours panics with it half changed.
+    /// Nothing panics under this lock with the contents half changed, and no job is dropped.
     fn contents(&self) -> MutexGuard<'_, Contents> {
         self.contents.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -209,11 +183,9 @@ impl Storage {
 
     /// Hands jobs to a consumer again.
     pub(crate) fn resume(&self, id: u64) {
+        let Some(inlet) = self.contents().unpause(id) else { return };
+        inlet.open();
         let mut contents = self.contents();
-        if let Some(consumer) = contents.consumers.iter_mut().find(|consumer| consumer.id == id) {
-            consumer.paused = false;
-            consumer.inlet.open();
-        }
         contents.pump();
         self.finish(contents);
     }
@@ -257,20 +229,12 @@ impl Storage {
     fn move_due(&self) -> Option<Instant> {
         let now = Instant::now();
         let mut contents = self.contents();
-        while contents.delayed.peek().is_some_and(|Reverse(delayed)| delayed.due <= now) {
-            let Reverse(delayed) = contents.delayed.pop().expect("peeked");
-            contents.ready.push(delayed.entry.priority, delayed.entry);
+        while let Some(entry) = contents.take_due(now) {
+            contents.ready.push(entry.priority, entry);
         }
-        let mut ended: Vec<JobId> = Vec::new();
-        while let Some(entry) = contents.leases.take_ended(now) {
-            ended.push(entry.message.id().clone());
-            contents.give_back(entry);
-        }
-        if let Some(id) = ended.last() {
-            contents.last_error = Some(format!("the lease of job `{id}` ended after `max_lease`"));
-        }
+        let ended = contents.end_leases(now);
         contents.pump();
-        let due = contents.delayed.peek().map(|Reverse(delayed)| delayed.due);
+        let due = contents.delayed.first_key_value().map(|((due, _), _)| *due);
         let alarm = due.into_iter().chain(contents.leases.next_deadline()).min();
         contents.alarm = alarm;
         self.finish(contents);
@@ -339,7 +303,7 @@ impl Contents {
         Self {
             room: Room::new(config.capacity.get()),
             ready: PriorityFifo::new(),
-            delayed: BinaryHeap::new(),
+            delayed: BTreeMap::new(),
             arrivals: 0,
             leases: Leases::default(),
             max_lease: config.max_lease,
@@ -351,6 +315,12 @@ impl Contents {
             after: After::default(),
             last_error: None,
         }
+    }
+
+    fn unpause(&mut self, consumer: u64) -> Option<Arc<Inlet>> {
+        let consumer = self.consumers.iter_mut().find(|other| other.id == consumer)?;
+        consumer.paused = false;
+        Some(Arc::clone(&consumer.inlet))
     }
 
     /// A consumer that can take a job now, with the credit for it. They take turns.
@@ -392,14 +362,14 @@ impl Contents {
     }
 
     /// Gives the credit of a job that is over to the next one, if there is one for its consumer.
-    fn pass_on(&mut self, consumer: u64, credit: Credit) {
+    fn pass_on(&mut self, consumer: u64, credit: Option<Credit>) {
         let index = self.consumers.iter().position(|other| other.id == consumer && !other.paused);
-        match (index, self.ready.is_empty()) {
-            (Some(index), false) => {
+        match (index, credit, self.ready.is_empty()) {
+            (Some(index), Some(credit), false) => {
                 let entry = self.ready.pop().expect("not empty");
                 self.hand_over(index, credit, entry);
             }
-            _ => {
+            (_, credit, _) => {
                 drop(credit);
                 self.pump();
             }
@@ -412,9 +382,13 @@ impl Contents {
         let acknowledger = Arc::clone(&consumer.acknowledger);
         let (message, attempt) = (entry.message.clone(), entry.attempt);
         let token = self.leases.insert(entry, consumer.id, lease_end);
-        let delivery = Delivery { message, attempt, position: None, token, acknowledger };
+        let delivery = Delivery::new(message, token, acknowledger).with_attempt(attempt);
         // The lane is open as long as its inlet is held: the job cannot come back under the lock.
-        self.after.wakeup = consumer.inlet.deliver(credit, delivery);
+        let wakeup = consumer.inlet.deliver(credit, delivery);
+        // The first in a place of its own: mostly it is the only one, and costs no allocation.
+        if let Some(earlier) = std::mem::replace(&mut self.after.wakeup, wakeup) {
+            self.after.wakeups.push(earlier);
+        }
         if let Some(end) = lease_end {
             self.alarm_before(end);
         }
@@ -423,8 +397,39 @@ impl Contents {
     /// Keeps a job until `due`.
     fn delay(&mut self, entry: Entry, due: Instant) {
         self.arrivals += 1;
-        self.delayed.push(Reverse(Delayed { due, arrival: self.arrivals, entry }));
+        self.delayed.insert((due, self.arrivals), entry);
         self.alarm_before(due);
+    }
+
+    fn take_due(&mut self, now: Instant) -> Option<Entry> {
+        let first = self.delayed.first_entry().filter(|first| first.key().0 <= now)?;
+        Some(first.remove())
+    }
+
+    /// Makes the jobs of ended leases ready again, in front and in order. Those that still wait in
+    /// a lane are taken out of it: they were not started, so their attempt does not count. Returns
+    /// the others.
+    fn end_leases(&mut self, now: Instant) -> Vec<JobId> {
+        let ended: Vec<_> = std::iter::from_fn(|| self.leases.take_ended(now)).collect();
+        if ended.is_empty() {
+            return Vec::new();
+        }
+        let over: BTreeSet<_> = ended.iter().map(|(token, _)| *token).collect();
+        let withdraw = |consumer: &Consumer| consumer.inlet.withdraw(|token| over.contains(&token));
+        let waiting: BTreeSet<_> = self.consumers.iter().flat_map(withdraw).collect();
+        let mut started = Vec::new();
+        for (token, entry) in ended.into_iter().rev() {
+            if waiting.contains(&token) {
+                self.ready.push_front(entry.priority, entry);
+            } else {
+                started.push(entry.message.id().clone());
+                self.give_back(entry);
+            }
+        }
+        if let Some(id) = started.first() {
+            self.last_error = Some(format!("the lease of job `{id}` ended after `max_lease`"));
+        }
+        started
     }
 
     fn alarm_before(&mut self, due: Instant) {
@@ -440,11 +445,10 @@ impl Contents {
         self.ready.push_front(entry.priority, entry);
     }
 
-    fn bury(&mut self, entry: Entry, most: usize) {
+    /// Keeps a dead letter; returns the oldest if there are too many.
+    fn bury(&mut self, entry: Entry, most: usize) -> Option<DeadLetter> {
         self.dead.push_back(DeadLetter { message: entry.message, attempt: entry.attempt });
-        if self.dead.len() > most {
-            self.dead.pop_front();
-        }
+        if self.dead.len() > most { self.dead.pop_front() } else { None }
     }
 }
 
@@ -457,9 +461,13 @@ impl Acknowledger for Storage {
         };
         let mut contents = self.contents();
         let Some((consumer, mut entry)) = contents.leases.remove(job.token) else {
+            // The credit is free all the same, and may be what a ready job waits for.
+            drop(job.credit);
+            contents.pump();
+            self.finish(contents);
             return Settling::refused(Refusal::lease_lost(NAME));
         };
-        let mut acked = None;
+        let (mut acked, mut forgotten) = (None, None);
         match step {
             Step::Ack => {
                 contents.room.leave(&self.waiting);
@@ -467,7 +475,7 @@ impl Acknowledger for Storage {
             }
             Step::Reject => {
                 contents.room.leave(&self.waiting);
-                contents.bury(entry, self.config.dead_letters);
+                forgotten = contents.bury(entry, self.config.dead_letters);
             }
             Step::Release => contents.ready.push_front(entry.priority, entry),
             Step::Requeue(message) => {
@@ -479,7 +487,7 @@ impl Acknowledger for Storage {
         contents.pass_on(consumer, job.credit);
         self.finish(contents);
         // Outside the lock, where producers and workers meet.
-        drop(acked);
+        drop((acked, forgotten));
         Settling::done()
     }
 

@@ -165,3 +165,44 @@ async fn a_worker_that_always_finds_a_job_lets_others_run() {
     assert!(!worker.is_finished(), "50,000 jobs in one turn");
     worker.await.unwrap();
 }
+
+#[tokio::test]
+async fn auto_ack_jobs_follow_each_other_through_one_credit() {
+    let options = pipeline("p").with_option("prefetch", 1);
+    let Running { driver, queue } = start(&jobs_memory::constructor(), options).await.unwrap();
+    let messages = (0..3).map(|_| Message::new("a", "").with_auto_ack(true)).collect();
+    driver.push_batch(messages).await.into_iter().for_each(|pushed| pushed.unwrap());
+    for _ in 0..3 {
+        queue.try_pop().expect("settling one lets the next in").ack().await.unwrap();
+    }
+    assert!(queue.try_pop().is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_nobody_popped_in_time_is_replaced_and_its_attempt_does_not_count() {
+    let options = pipeline("p").with_option("max_lease", "1s");
+    let Running { driver, queue } = start(&jobs_memory::constructor(), options).await.unwrap();
+    for name in ["a", "b"] {
+        driver.push(Message::new(name, "")).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_millis(4_500)).await;
+    assert_eq!(queue.len(), 2);
+    for name in ["a", "b"] {
+        let job = queue.pop().await.unwrap();
+        assert_eq!((job.name(), job.attempt()), (name, 1));
+        job.ack().await.unwrap();
+    }
+    assert!(queue.is_empty());
+}
+
+#[tokio::test]
+async fn a_refused_requeue_that_nobody_awaits_gives_the_job_back() {
+    let Running { driver, queue } =
+        start(&jobs_memory::constructor(), pipeline("p")).await.unwrap();
+    driver.push(Message::new("a", "")).await.unwrap();
+    drop(queue.pop().await.unwrap().requeue(Duration::MAX));
+    let again = queue.pop().await.unwrap();
+    assert_eq!(again.attempt(), 2);
+    again.ack().await.unwrap();
+    assert_eq!(driver.state().await.unwrap().in_flight, Some(0));
+}

@@ -9,7 +9,8 @@ use tokio::sync::Semaphore;
 
 use super::{LaneId, Shared};
 use crate::job::Delivery;
-use crate::{Job, Result};
+use crate::settle::Token;
+use crate::{ErrorKind, Job, Result};
 
 /// Where a driver delivers the jobs of one pipeline. Dropping it closes the lane: jobs that nobody
 /// popped are abandoned.
@@ -39,7 +40,7 @@ impl Default for Free {
 pub struct Credit(Arc<Credits>);
 
 /// Wakes the worker that waits for a delivered job, if there is one, when it is dropped.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Wakeup(Option<Waker>);
 
 impl Drop for Wakeup {
@@ -100,20 +101,20 @@ impl Inlet {
     /// Puts a job into the lane. On a lane that is closed it is abandoned.
     ///
     /// A driver that delivers under a lock keeps the answer until the lock is free.
-    pub fn deliver(&self, credit: Credit, delivery: Delivery) -> Wakeup {
+    pub fn deliver(&self, credit: Credit, delivery: Delivery) -> Option<Wakeup> {
         let job = Job::new(Arc::clone(&self.pipeline), credit, delivery);
         let mut lanes = self.shared.lock();
         let Some(lane) = lanes.lane(self.lane) else {
             // Not under the lock: dropping a job calls into its driver.
             drop(lanes);
             drop(job);
-            return Wakeup(None);
+            return None;
         };
         lane.jobs.push(job.effective_priority(lane.priority), job);
         // Changed under the lock only, so that it need not be one atomic step.
         let deliveries = self.shared.deliveries.load(Ordering::Relaxed);
         self.shared.deliveries.store(deliveries.wrapping_add(1), Ordering::Relaxed);
-        Wakeup(lanes.waker_for(self.lane))
+        lanes.waker_for(self.lane).map(|waker| Wakeup(Some(waker)))
     }
 
     /// Holds the lane: nothing is handed out until [`open`](Self::open), deliveries still go in.
@@ -134,6 +135,17 @@ impl Inlet {
         wakers.into_iter().for_each(Waker::wake);
     }
 
+    /// Takes jobs that nobody popped out of the lane, because their delivery is over: the lease
+    /// ended, the channel died, the partition was revoked. Frees their credits and returns their
+    /// tokens in order, without a word to the acknowledger. Looks at the whole lane.
+    pub fn withdraw(&self, mut over: impl FnMut(Token) -> bool) -> Vec<Token> {
+        let mut lanes = self.shared.lock();
+        let lane = lanes.lane(self.lane);
+        let jobs = lane.map_or_else(Vec::new, |lane| lane.jobs.extract(|job| over(job.token())));
+        drop(lanes);
+        jobs.into_iter().map(Job::forget).collect()
+    }
+
     /// Takes back what nobody popped, in order.
     #[must_use]
     pub fn take_back(&self) -> Vec<Job> {
@@ -148,14 +160,18 @@ impl Inlet {
     /// [holds](Self::hold) the lane, then makes the task stop fetching, then calls this.
     ///
     /// # Errors
-    /// The first failure; the other jobs are released all the same.
+    /// The first failure; the other jobs are released all the same. A lease that was lost is none:
+    /// that job is elsewhere already.
     pub async fn hold_and_release(&self) -> Result<()> {
         self.hold();
         let releases: Vec<_> = self.take_back().into_iter().rev().map(Job::release).collect();
         let mut answer = Ok(());
         for release in releases {
-            if let Err(error) = release.await {
-                answer = answer.and(Err(error.into()));
+            match release.await {
+                Err(error) if error.error().kind() != ErrorKind::LeaseLost => {
+                    answer = answer.and(Err(error.into()));
+                }
+                _ => {}
             }
         }
         answer

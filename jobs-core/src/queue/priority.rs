@@ -73,6 +73,22 @@ impl<T> PriorityFifo<T> {
         Some(value)
     }
 
+    /// Takes the values that `chosen` is true of, in order; the others stay where they are.
+    pub fn extract(&mut self, mut chosen: impl FnMut(&T) -> bool) -> Vec<T> {
+        let Self { first, priority, others, .. } = std::mem::take(self);
+        let mut extracted = Vec::new();
+        for (priority, level) in std::iter::once((priority, first)).chain(others) {
+            for value in level {
+                if chosen(&value) {
+                    extracted.push(value);
+                } else {
+                    self.push(priority, value);
+                }
+            }
+        }
+        extracted
+    }
+
     /// Takes all values, in order.
     pub fn drain(&mut self) -> impl Iterator<Item = T> + use<T> {
         let Self { first, others, .. } = std::mem::take(self);
@@ -120,6 +136,17 @@ mod tests {
             }
             prop_assert!(queue.is_empty() && queue.pop().is_none());
         }
+    }
+
+    #[test]
+    fn extracts_what_is_chosen_and_keeps_the_order_of_the_rest() {
+        let mut queue = PriorityFifo::new();
+        for (priority, value) in [(2, 1), (1, 2), (2, 3), (2, 4), (1, 5)] {
+            queue.push(priority, value);
+        }
+        assert_eq!(queue.extract(|value| value % 2 == 1), [5, 1, 3]);
+        assert_eq!((queue.len(), queue.first_priority()), (2, Some(1)));
+        assert_eq!(queue.drain().collect::<Vec<_>>(), [2, 4]);
     }
 
     #[test]

@@ -124,10 +124,8 @@ impl Storage {
             let end = max_lease.map(|lease| Instant::now() + lease);
             contents.leases.insert(token, Lease { entry, consumer, end });
             let acknowledger = Arc::clone(receipts);
-            inlet.deliver(
-                credit,
-                Delivery { message, attempt, position: Some(token), token, acknowledger },
-            );
+            inlet
+                .deliver(credit, Delivery::new(message, token, acknowledger).with_attempt(attempt));
         }
         let due = contents.delayed.iter().map(|(due, _)| *due);
         due.chain(contents.leases.values().filter_map(|lease| lease.end)).min()

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::future::{join, join_all};
 use jobs_core::{Job, Outcome};
-use tokio::task::{JoinSet, coop};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -113,8 +113,6 @@ impl Crew {
     async fn take_jobs(&self) {
         while let Some(job) = self.next().await {
             self.run(job).await;
-            // With jobs always at hand and handlers that never wait, nobody else would get a turn.
-            coop::consume_budget().await;
         }
     }
 

@@ -105,9 +105,9 @@ impl Driver for ScriptedDriver {
         self.script.call("push", &self.name).await?;
         let inlet = self.inlet.lock().unwrap().clone().expect("consuming");
         let acknowledger = Arc::clone(&self.script) as Arc<dyn Acknowledger>;
-        let (attempt, position, token) = (message.priority().map_or(1, |p| p as u32), None, 0);
+        let (attempt, token) = (message.priority().map_or(1, |p| p as u32), 0);
         let credit = inlet.credit().await;
-        inlet.deliver(credit, Delivery { message, attempt, position, token, acknowledger });
+        inlet.deliver(credit, Delivery::new(message, token, acknowledger).with_attempt(attempt));
         Ok(())
     }
 
