@@ -52,6 +52,13 @@ pub(super) fn cases() -> Vec<Case> {
         )
         .needs(TIMED),
         Case::new(
+            "leases::a_late_settlement_lets_the_next_delivery_in",
+            &[3, 6],
+            "a refused settlement of an ended lease frees the credit, and the job comes again",
+            a_late_settlement_lets_the_next_delivery_in,
+        )
+        .needs(&[Feature::Extend, Feature::MaxLease]),
+        Case::new(
             "leases::extend_is_taken",
             &[],
             "extend: the lease lasts at least that long from now",
@@ -211,6 +218,30 @@ async fn an_ended_lease_frees_no_credit(fx: Fixture) -> CaseResult {
     assert!(pipeline.queue().is_empty());
     assert_eq!(pipeline.state().await?.active, 1, "the stale one is here still");
     drop(stale);
+    pipeline.expect_empty().await?;
+    Ok(())
+}
+
+async fn a_late_settlement_lets_the_next_delivery_in(fx: Fixture) -> CaseResult {
+    let config = fx.harness().with_prefetch(fx.configure_lease().await?, 1);
+    let pipeline = fx.start(config).await?;
+    pipeline.push(fx.message("leased")).await?;
+    let mut job = pipeline.next().await?;
+    // Asking for nothing changes no lease, and tells when it has ended.
+    fx.eventually("the lease ends", async || match job.extend(Duration::ZERO).await {
+        Err(error) if error.kind() == ErrorKind::LeaseLost => Ok(()),
+        answer => Err(format!("{answer:?}")),
+    })
+    .await?;
+    drop(expect_stale(job, Outcome::Ack).await);
+    loop {
+        job = pipeline.next().await?;
+        // On a slow machine this lease may end as well; then the job comes once more.
+        match job.ack().await {
+            Ok(()) => break,
+            Err(refused) => assert_eq!(refused.error().kind(), ErrorKind::LeaseLost, "{refused}"),
+        }
+    }
     pipeline.expect_empty().await?;
     Ok(())
 }

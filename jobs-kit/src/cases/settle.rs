@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use jobs_core::{ErrorKind, Headers, JobId, Outcome};
 
 use super::{ids, shuffled, sorted, text};
-use crate::{Case, CaseResult, Feature, Fixture};
+use crate::{Case, CaseResult, Feature, Fixture, TestPipeline};
 
 pub(super) fn cases() -> Vec<Case> {
     vec![
@@ -53,6 +53,12 @@ pub(super) fn cases() -> Vec<Case> {
             &[8],
             "a settlement that fails is an error that bears the job, to settle again",
             a_refused_requeue_hands_the_job_back,
+        ),
+        Case::new(
+            "settle::a_refused_requeue_that_nobody_awaits_gives_the_job_back",
+            &[3],
+            "a job whose settlement is refused while nobody awaits the answer is abandoned",
+            a_refused_requeue_that_nobody_awaits_gives_the_job_back,
         ),
         Case::new(
             "settle::reject_never_comes_back",
@@ -184,27 +190,47 @@ async fn requeue_waits_for_its_delay(fx: Fixture) -> CaseResult {
     Ok(())
 }
 
+/// A requeue that this pipeline must refuse, and the kind of its error.
+fn impossible_requeue(pipeline: &TestPipeline) -> (Outcome, ErrorKind) {
+    let capabilities = pipeline.driver().capabilities();
+    let delay = match (capabilities.delay.is_available(), capabilities.max_delay) {
+        (false, _) => Duration::from_secs(1),
+        (true, Some(most)) => most.saturating_add(Duration::from_secs(1)),
+        (true, None) => {
+            // A header name that no broker carries makes it impossible whatever the limits.
+            let headers = Some([("bad\nname", "x")].into_iter().collect());
+            let outcome = Outcome::Requeue { delay: Duration::ZERO, headers };
+            return (outcome, ErrorKind::InvalidMessage);
+        }
+    };
+    (Outcome::requeue_after(delay), ErrorKind::Unsupported)
+}
+
 async fn a_refused_requeue_hands_the_job_back(fx: Fixture) -> CaseResult {
     let pipeline = fx.pipeline().await?;
-    let capabilities = pipeline.driver().capabilities();
-    let delay = match capabilities.max_delay.filter(|_| capabilities.delay.is_available()) {
-        Some(most) => most.saturating_add(Duration::from_secs(1)),
-        None if capabilities.delay.is_available() => Duration::ZERO,
-        None => Duration::from_secs(1),
-    };
-    // A header name that no broker carries makes the outcome impossible whatever the limits.
-    let headers = delay.is_zero().then(|| [("bad\nname", "x")].into_iter().collect());
+    let (outcome, kind) = impossible_requeue(&pipeline);
     pipeline.push(fx.message("handed back")).await?;
     let job = pipeline.next().await?;
-    let Err(refused) = job.settle(Outcome::Requeue { delay, headers }).await else {
-        panic!("a requeue after {delay:?} must be refused");
+    let Err(refused) = job.settle(outcome.clone()).await else {
+        panic!("{outcome:?} must be refused");
     };
     let (error, job) = refused.into_parts();
-    let expected = if delay.is_zero() { ErrorKind::InvalidMessage } else { ErrorKind::Unsupported };
-    assert_eq!((error.kind(), error.is_retryable()), (expected, false), "{error}");
+    assert_eq!((error.kind(), error.is_retryable()), (kind, false), "{error}");
     assert_eq!((text(&job), job.attempt()), ("handed back".into(), 1));
     pipeline.expect_quiet().await?;
     job.ack().await?;
+    pipeline.expect_empty().await?;
+    Ok(())
+}
+
+async fn a_refused_requeue_that_nobody_awaits_gives_the_job_back(fx: Fixture) -> CaseResult {
+    let pipeline = fx.pipeline().await?;
+    let (outcome, _) = impossible_requeue(&pipeline);
+    pipeline.push(fx.message("given back")).await?;
+    drop(pipeline.next().await?.settle(outcome));
+    let again = pipeline.next().await?;
+    assert_eq!(text(&again), "given back");
+    again.ack().await?;
     pipeline.expect_empty().await?;
     Ok(())
 }
