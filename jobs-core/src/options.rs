@@ -78,12 +78,22 @@ impl Options {
     /// Options given as a structured value, as a section of a file.
     ///
     /// # Errors
-    /// A problem at `path` if `value` is neither a map nor null (an empty section).
+    /// A problem if `value` is neither a map nor null (an empty section), or has an option twice.
     pub fn from_value(path: impl Into<Arc<str>>, value: Value) -> Result<Self, Problem> {
         let path = path.into();
         match value {
             Value::Null => Ok(Self::new(path)),
-            Value::Object(map) => Ok(Self::from_pairs(path, map)),
+            Value::Object(map) => {
+                let mut options = Self::new(path);
+                for (name, value) in map {
+                    if options.get(&name).is_some() {
+                        let message = "is set twice: names are not case-sensitive";
+                        return Err(Problem::new(options.path_of(&name.to_lowercase()), message));
+                    }
+                    options.set(name, value);
+                }
+                Ok(options)
+            }
             other => Err(Problem::new(
                 &*path,
                 format!("expected options as `name: value`, found {}", reader::describe(&other)),
@@ -120,7 +130,7 @@ impl Options {
     /// The raw value of an option.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Value> {
-        self.entries.get(name).map(|entry| &entry.value)
+        self.entries.get(&name.to_lowercase()).map(|entry| &entry.value)
     }
 
     /// Takes the named options out, so that they can be parsed apart.
@@ -140,7 +150,7 @@ impl Options {
     pub fn over(&self, shared: &Self) -> Self {
         let mut merged = shared.clone();
         merged.path = Arc::clone(&self.path);
-        merged.taken.extend(&self.taken);
+        merged.taken.clone_from(&self.taken);
         for (name, entry) in &self.entries {
             let previous = merged.entries.insert(name.clone(), entry.clone());
             if let Some(previous) = previous.filter(|previous| previous.value != entry.value) {

@@ -70,7 +70,7 @@ impl Pipeline {
         Ok(Self { max_running: common.max_running, options, ..pipeline })
     }
 
-    /// Sets an option of the driver.
+    /// Sets an option of the driver. Those of every pipeline have methods of their own.
     #[must_use]
     pub fn with_option(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
         self.options.set(name, value);

@@ -63,7 +63,8 @@ impl Registry {
                     names => format!("expected one of {}", names.join(", ")),
                 };
                 let message = format!("unknown driver `{}`, {known}", pipeline.driver());
-                let path = pipeline.options().path().trim_end_matches(".config");
+                let path = pipeline.options().path();
+                let path = path.strip_suffix(".config").unwrap_or(path);
                 Err(vec![
                     Problem::new(format!("{path}.driver"), message)
                         .with_kind(ErrorKind::UnknownDriver),

@@ -68,13 +68,15 @@ struct Consumer {
     paused: bool,
 }
 
-/// What is left to do once the lock is free; dropping it wakes the worker.
+/// What one turn under the lock leaves to do when it is free; dropping it wakes the workers.
 #[derive(Default)]
 struct After {
     /// The timer must look sooner than it meant to.
     sooner: bool,
     wakeup: Option<Wakeup>,
     wakeups: Vec<Wakeup>,
+    /// The time, as far as it was asked for under this lock.
+    now: Option<Instant>,
 }
 
 /// What [`Storage::figures`] tells.
@@ -377,7 +379,9 @@ impl Contents {
     }
 
     fn hand_over(&mut self, consumer: usize, credit: Credit, entry: Entry) {
-        let lease_end = self.max_lease.map(|lease| Instant::now() + lease);
+        // One look at the clock serves all that is handed over under one lock.
+        let now = &mut self.after.now;
+        let lease_end = self.max_lease.map(|lease| *now.get_or_insert_with(Instant::now) + lease);
         let consumer = &self.consumers[consumer];
         let acknowledger = Arc::clone(&consumer.acknowledger);
         let (message, attempt) = (entry.message.clone(), entry.attempt);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::Arc;
 
 use serde::de::value::StrDeserializer;
 use serde::de::{
@@ -82,9 +83,17 @@ impl Failure {
         let mut message = self.message;
         match self.kind {
             FailureKind::Value if looks_secret(&self.keys) => {
-                message.truncate(message.find(", found").unwrap_or(message.len()));
+                // Only our own texts are known to name the value at their end.
+                match message.find(", found").filter(|_| message.starts_with("expected ")) {
+                    Some(end) => message.truncate(end),
+                    None => message = "is not valid".to_owned(),
+                }
             }
-            FailureKind::Unknown if self.keys.len() == 1 && !options.taken.is_empty() => {
+            FailureKind::Unknown
+                if self.keys.len() == 1
+                    && !options.taken.is_empty()
+                    && Arc::ptr_eq(section, &options.path) =>
+            {
                 message.push_str(", ");
                 message.push_str(&list(options.taken.iter().copied()));
             }
@@ -96,7 +105,10 @@ impl Failure {
 
 /// A wrong value is shown to the user, unless its name says that it should not be.
 fn looks_secret(keys: &[String]) -> bool {
-    let secret = ["secret", "password", "token", "key", "addr", "url", "credential"];
+    let secret = [
+        "secret", "pass", "pwd", "token", "key", "cred", "auth", "sasl", "addr", "url", "uri",
+        "dsn",
+    ];
     keys.iter().any(|key| secret.iter().any(|word| key.contains(word)))
 }
 
@@ -309,8 +321,19 @@ impl<'de> Deserializer<'de> for Reader<'_> {
         deserialize_i8 visit_i64 i64, deserialize_i16 visit_i64 i64,
         deserialize_i32 visit_i64 i64, deserialize_i64 visit_i64 i64,
         deserialize_u8 visit_u64 u64, deserialize_u16 visit_u64 u64,
-        deserialize_u32 visit_u64 u64, deserialize_u64 visit_u64 u64,
-        deserialize_f32 visit_f64 f64, deserialize_f64 visit_f64 f64
+        deserialize_u32 visit_u64 u64, deserialize_u64 visit_u64 u64
+    }
+
+    fn deserialize_f64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Failure> {
+        let parsed = self.text().and_then(|text| text.trim().parse::<f64>().ok());
+        match parsed.filter(|number| number.is_finite()) {
+            Some(parsed) => visitor.visit_f64(parsed),
+            None => self.deserialize_any(visitor),
+        }
+    }
+
+    fn deserialize_f32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Failure> {
+        self.deserialize_f64(visitor)
     }
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Failure> {
@@ -343,6 +366,7 @@ impl<'de> Deserializer<'de> for Reader<'_> {
             Value::String(text) => {
                 let items = match self.structure() {
                     Some(Value::Array(items)) => items,
+                    _ if text.trim().is_empty() => Vec::new(),
                     _ => text.split(',').map(|item| item.trim().into()).collect(),
                 };
                 visitor.visit_seq(Items { reader: &self, items: &items, index: 0 })
@@ -362,13 +386,23 @@ impl<'de> Deserializer<'de> for Reader<'_> {
         visitor.visit_map(Entries { entries, next: None })
     }
 
+    /// As a map, but the names of options are not case-sensitive.
     fn deserialize_struct<V: Visitor<'de>>(
         self,
         _name: &'static str,
-        _fields: &'static [&'static str],
+        fields: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Failure> {
-        self.deserialize_map(visitor)
+        let parsed = self.structure();
+        let Some(map) = self.value.as_object().or(parsed.as_ref().and_then(Value::as_object))
+        else {
+            return self.deserialize_map(visitor);
+        };
+        let field = |key: &str| fields.iter().copied().find(|name| name.eq_ignore_ascii_case(key));
+        let entries = map
+            .iter()
+            .map(|(key, value)| (field(key).unwrap_or(key.as_str()), Some(self.with(value, key))));
+        visitor.visit_map(Entries { entries, next: None })
     }
 
     fn deserialize_enum<V: Visitor<'de>>(
@@ -600,7 +634,7 @@ mod tests {
         let text = parse(json!({
             "QUEUE": "mail", "prefetch": "10", "durable": "true", "mode": "normal",
             "topics": "a, b", "partitions": "[1, 2]", "arguments": "{\"x-max\": -3}",
-            "tls": "{\"cert\": \"c.pem\", \"verify\": \"false\"}", "lease": "90000000000",
+            "tls": "{\"Cert\": \"c.pem\", \"VERIFY\": \"false\"}", "lease": "90000000000",
             "redial_timeout": "60", "max": "65536",
         }))
         .expect("valid");
@@ -668,6 +702,30 @@ mod tests {
         let problems = parse(json!({"queue": "q", "prefetch": 1, "mode": "full", "password": 77}))
             .expect_err("not text");
         assert_eq!(problems, ["`p.config.password`: expected text"]);
+    }
+
+    #[test]
+    fn a_wrong_address_is_not_shown_whatever_its_text_says() {
+        fn address<'de, D: serde::Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+            let text = String::deserialize(from)?;
+            Err(serde::de::Error::custom(format!("`{text}` is no address")))
+        }
+        #[derive(Debug, Deserialize)]
+        struct Remote {
+            #[serde(rename = "addr", deserialize_with = "address")]
+            _addr: String,
+        }
+        let options = Options::from_pairs("p", [("addr", "amqp://me:hunter2@h")]);
+        let problems = options.parse::<Remote>().expect_err("wrong");
+        assert_eq!(problems[0].message(), "is not valid");
+    }
+
+    #[test]
+    fn an_option_set_twice_is_a_problem_and_blank_text_is_an_empty_list() {
+        let twice = Options::from_value("p", json!({"Queue": "a", "queue": "b"}));
+        assert_eq!(twice.expect_err("twice").path(), "p.queue");
+        let topics = json!({"queue": "q", "prefetch": 1, "mode": "full", "topics": " "});
+        assert!(parse(topics).expect("valid").topics.is_empty());
     }
 
     #[test]
