@@ -21,3 +21,8 @@ pub use worker::{
     Context, Failure, HandlerError, Handlers, Inline, Json, Payload, Policy, Report, Worker,
     shutdown_signal,
 };
+
+/// The README's program compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+mod readme {}
