@@ -94,6 +94,14 @@ impl Job {
         self.receipt.token
     }
 
+    /// Gives the job back, unless it is settled; true if it did.
+    pub(crate) fn abandon(&mut self) -> bool {
+        let unsettled = self.unsettled();
+        let abandoned = unsettled.is_some();
+        unsettled.into_iter().for_each(|job| self.receipt.acknowledger.abandon(job));
+        abandoned
+    }
+
     /// Ends a delivery that is over for the broker already.
     pub(crate) fn forget(mut self) -> Token {
         drop(self.unsettled());
@@ -245,10 +253,9 @@ fn over(operation: &'static str) -> Error {
 
 impl Drop for Job {
     fn drop(&mut self) {
-        if let Some(job) = self.unsettled() {
+        if self.abandon() {
             let (id, pipeline) = (self.message.id(), &self.receipt.pipeline);
             tracing::warn!(%id, %pipeline, "job was dropped unsettled, it goes back");
-            self.receipt.acknowledger.abandon(job);
         }
     }
 }

@@ -285,6 +285,26 @@ impl Reader<'_> {
     fn with<'b>(&self, value: &'b Value, key: &str) -> Reader<'b> {
         Reader { value, path: format!("{}.{key}", self.path) }
     }
+
+    /// Reads a map. Keys that name a field in any case are that field's: names of options are not
+    /// case-sensitive.
+    fn read_map<'de, V: Visitor<'de>>(
+        &self,
+        fields: &[&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Failure> {
+        let parsed = self.structure();
+        let map = self.value.as_object().or(parsed.as_ref().and_then(Value::as_object));
+        let Some(map) = map else {
+            let found = describe(self.value);
+            return Err(Failure::new(format!("expected options as `name: value`, found {found}")));
+        };
+        let field = |key: &str| fields.iter().copied().find(|name| name.eq_ignore_ascii_case(key));
+        let entries = map
+            .iter()
+            .map(|(key, value)| (field(key).unwrap_or(key.as_str()), Some(self.with(value, key))));
+        visitor.visit_map(Entries { entries, next: None })
+    }
 }
 
 macro_rules! from_text {
@@ -376,33 +396,16 @@ impl<'de> Deserializer<'de> for Reader<'_> {
     }
 
     fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Failure> {
-        let parsed = self.structure();
-        let Some(map) = self.value.as_object().or(parsed.as_ref().and_then(Value::as_object))
-        else {
-            let found = describe(self.value);
-            return Err(Failure::new(format!("expected options as `name: value`, found {found}")));
-        };
-        let entries = map.iter().map(|(key, value)| (key.as_str(), Some(self.with(value, key))));
-        visitor.visit_map(Entries { entries, next: None })
+        self.read_map(&[], visitor)
     }
 
-    /// As a map, but the names of options are not case-sensitive.
     fn deserialize_struct<V: Visitor<'de>>(
         self,
         _name: &'static str,
         fields: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Failure> {
-        let parsed = self.structure();
-        let Some(map) = self.value.as_object().or(parsed.as_ref().and_then(Value::as_object))
-        else {
-            return self.deserialize_map(visitor);
-        };
-        let field = |key: &str| fields.iter().copied().find(|name| name.eq_ignore_ascii_case(key));
-        let entries = map
-            .iter()
-            .map(|(key, value)| (field(key).unwrap_or(key.as_str()), Some(self.with(value, key))));
-        visitor.visit_map(Entries { entries, next: None })
+        self.read_map(fields, visitor)
     }
 
     fn deserialize_enum<V: Visitor<'de>>(

@@ -7,7 +7,7 @@ use std::task::Waker;
 
 use tokio::sync::Semaphore;
 
-use super::{LaneId, Shared};
+use super::{Lane, LaneId, Lanes, Shared};
 use crate::job::Delivery;
 use crate::settle::Token;
 use crate::{ErrorKind, Job, Result};
@@ -60,6 +60,10 @@ impl Inlet {
         Self { shared, lane, pipeline, credits: Arc::default() }
     }
 
+    fn lane_in<'a>(&self, lanes: &'a mut Lanes) -> &'a mut Lane {
+        lanes.lane(self.lane).expect("a lane is open as long as its inlet")
+    }
+
     /// The pipeline whose lane this is.
     #[must_use]
     pub fn pipeline(&self) -> &Arc<str> {
@@ -98,18 +102,13 @@ impl Inlet {
         Credit(Arc::clone(&self.credits))
     }
 
-    /// Puts a job into the lane. On a lane that is closed it is abandoned.
+    /// Puts a job into the lane.
     ///
     /// A driver that delivers under a lock keeps the answer until the lock is free.
     pub fn deliver(&self, credit: Credit, delivery: Delivery) -> Option<Wakeup> {
         let job = Job::new(Arc::clone(&self.pipeline), credit, delivery);
         let mut lanes = self.shared.lock();
-        let Some(lane) = lanes.lane(self.lane) else {
-            // Not under the lock: dropping a job calls into its driver.
-            drop(lanes);
-            drop(job);
-            return None;
-        };
+        let lane = self.lane_in(&mut lanes);
         lane.jobs.push(job.effective_priority(lane.priority), job);
         // Changed under the lock only, so that it need not be one atomic step.
         let deliveries = self.shared.deliveries.load(Ordering::Relaxed);
@@ -119,15 +118,13 @@ impl Inlet {
 
     /// Holds the lane: nothing is handed out until [`open`](Self::open), deliveries still go in.
     pub fn hold(&self) {
-        if let Some(lane) = self.shared.lock().lane(self.lane) {
-            lane.held = true;
-        }
+        self.lane_in(&mut self.shared.lock()).held = true;
     }
 
     /// Hands jobs out again.
     pub fn open(&self) {
         let mut lanes = self.shared.lock();
-        let Some(lane) = lanes.lane(self.lane) else { return };
+        let lane = self.lane_in(&mut lanes);
         lane.held = false;
         let waiting = lane.jobs.len();
         let wakers: Vec<_> = (0..waiting).map_while(|_| lanes.waker_for(self.lane)).collect();
@@ -140,8 +137,7 @@ impl Inlet {
     /// tokens in order, without a word to the acknowledger. Looks at the whole lane.
     pub fn withdraw(&self, mut over: impl FnMut(Token) -> bool) -> Vec<Token> {
         let mut lanes = self.shared.lock();
-        let lane = lanes.lane(self.lane);
-        let jobs = lane.map_or_else(Vec::new, |lane| lane.jobs.extract(|job| over(job.token())));
+        let jobs = self.lane_in(&mut lanes).jobs.extract(|job| over(job.token()));
         drop(lanes);
         jobs.into_iter().map(Job::forget).collect()
     }
@@ -149,8 +145,7 @@ impl Inlet {
     /// Takes back what nobody popped, in order.
     #[must_use]
     pub fn take_back(&self) -> Vec<Job> {
-        let mut lanes = self.shared.lock();
-        lanes.lane(self.lane).map_or_else(Vec::new, |lane| lane.jobs.drain().collect())
+        self.lane_in(&mut self.shared.lock()).jobs.drain().collect()
     }
 
     /// Holds the lane and releases what nobody popped, last job first, so that brokers that put
@@ -184,8 +179,12 @@ impl Drop for Inlet {
         let index = lanes.lanes.iter().position(|lane| lane.id == self.lane);
         let lane = index.map(|index| lanes.lanes.remove(index));
         drop(lanes);
-        // The jobs go outside the lock: dropping them calls into their driver.
-        drop(lane);
+        // Outside the lock: this calls into the driver.
+        let jobs = lane.into_iter().flat_map(|mut lane| lane.jobs.drain());
+        let abandoned = jobs.map(|mut job| job.abandon()).filter(|abandoned| *abandoned).count();
+        if abandoned > 0 {
+            tracing::warn!(pipeline = %self.pipeline, abandoned, "the lane closed with jobs in it");
+        }
     }
 }
 
