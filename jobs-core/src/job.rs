@@ -255,7 +255,7 @@ impl Drop for Job {
     fn drop(&mut self) {
         if self.abandon() {
             let (id, pipeline) = (self.message.id(), &self.receipt.pipeline);
-            tracing::warn!(%id, %pipeline, "job was dropped unsettled, it goes back");
+            tracing::warn!(job.id = %id, job.pipeline = %pipeline, "job was dropped unsettled, it goes back");
         }
     }
 }

@@ -155,7 +155,7 @@ impl Options {
             let previous = merged.entries.insert(name.clone(), entry.clone());
             if let Some(previous) = previous.filter(|previous| previous.value != entry.value) {
                 tracing::warn!(
-                    option = format!("{}.{name}", entry.section),
+                    path = format!("{}.{name}", entry.section),
                     overridden = format!("{}.{name}", previous.section),
                     "option is set twice, the pipeline's own counts"
                 );

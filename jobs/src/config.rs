@@ -43,6 +43,8 @@ pub struct Config {
     timeout: Duration,
     consume: Vec<Listed>,
     pipelines: Vec<Pipeline>,
+    /// Names of pipelines whose mistakes leave nothing to plan.
+    broken: Vec<String>,
     sections: BTreeMap<String, Section>,
     problems: Vec<Problem>,
 }
@@ -76,6 +78,7 @@ impl Config {
             timeout: Self::DEFAULT_TIMEOUT,
             consume: Vec::new(),
             pipelines: Vec::new(),
+            broken: Vec::new(),
             sections: BTreeMap::new(),
             problems: Vec::new(),
         }
@@ -87,9 +90,10 @@ impl Config {
     /// `Config` if the file cannot be read or is no YAML (a key that stands twice included). All
     /// other mistakes are kept for [`check`](Self::check).
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
+        let text = std::fs::read_to_string(path.as_ref());
         let path = path.as_ref().display();
-        let text = std::fs::read_to_string(path.to_string()).map_err(|error| {
-            unreadable(format!("the file `{path}` cannot be read")).with_source(error)
+        let text = text.map_err(|error| {
+            unreadable(format!("the file `{path}` cannot be read: {error}")).with_source(error)
         })?;
         file::read(&text, &environment).map_err(|why| unreadable(format!("`{path}`: {why}")))
     }
@@ -208,7 +212,8 @@ impl Config {
             let message = "expected a duration above zero, found zero";
             problems.push(Problem::new("jobs.timeout", message));
         }
-        let names: Vec<_> = self.pipelines.iter().map(Pipeline::name).collect();
+        let broken = self.broken.iter().map(String::as_str);
+        let names: Vec<_> = self.pipelines.iter().map(Pipeline::name).chain(broken).collect();
         for Listed { name, path } in &self.consume {
             if let Some(path) = path.as_ref().filter(|_| !names.contains(&name.as_str())) {
                 let known = findings::list(&names);

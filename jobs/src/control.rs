@@ -37,6 +37,15 @@ struct Pipelines {
     by_name: BTreeMap<Arc<str>, PipelineHandle>,
     closed: bool,
     workers: usize,
+    /// What each worker that takes jobs serves.
+    serving: Vec<Served>,
+}
+
+/// The pipelines a worker serves; none: all of them.
+pub(crate) type Served = Option<Arc<[Arc<str>]>>;
+
+fn serves(served: &Served, pipeline: &PipelineHandle) -> bool {
+    served.as_ref().is_none_or(|names| names.iter().any(|name| **name == *pipeline.name()))
 }
 
 impl Jobs {
@@ -179,8 +188,23 @@ impl Jobs {
     }
 
     /// Counts a worker in.
-    pub(crate) fn worker_started(&self) {
-        self.write().workers += 1;
+    pub(crate) fn worker_started(&self, served: &Served) {
+        let mut pipelines = self.write();
+        pipelines.workers += 1;
+        pipelines.serving.push(served.clone());
+    }
+
+    /// Notes that a worker takes no more jobs. Returns the pipelines that nobody serves any more.
+    pub(crate) fn stop_serving(&self, served: &Served) -> Vec<PipelineHandle> {
+        let mut pipelines = self.write();
+        if let Some(index) = pipelines.serving.iter().position(|other| other == served) {
+            pipelines.serving.swap_remove(index);
+        }
+        let others = &pipelines.serving;
+        let deserted = |pipeline: &&PipelineHandle| {
+            serves(served, pipeline) && !others.iter().any(|other| serves(other, pipeline))
+        };
+        pipelines.by_name.values().filter(deserted).cloned().collect()
     }
 
     /// Counts a worker out; true if it was the last.

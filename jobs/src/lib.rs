@@ -16,6 +16,10 @@ pub use jobs_core::{
     JobId, KafkaOptions, Lease, Message, Options, Outcome, Pipeline, Plan, Problem, Registry,
     Result, Secret, SettleError, State, Support,
 };
+/// The driver `memory`, for its own functions such as
+/// [`dead_letters`](memory::MemoryConstructor::dead_letters).
+#[cfg(feature = "memory")]
+pub use jobs_memory as memory;
 pub use pipeline::PipelineHandle;
 pub use worker::{
     Context, Failure, HandlerError, Handlers, Inline, Json, Payload, Policy, Report, Worker,

@@ -149,7 +149,8 @@ impl Worker {
     /// Runs jobs until `shutdown` is ready, for instance [`shutdown_signal`], or until
     /// [`Jobs::shutdown`] was called.
     ///
-    /// Then it pauses its pipelines and lets running handlers end. Those that have not by the
+    /// Then it pauses those of its pipelines that no other worker serves, and lets running handlers
+    /// end. Those that have not by the
     /// deadline are dropped at their next await, and their jobs go back to the broker. At most 5 s
     /// more are spent on settlements under way. The last worker of these [`Jobs`] then shuts them
     /// down.

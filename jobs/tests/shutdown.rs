@@ -173,3 +173,22 @@ async fn a_hundred_thousand_pending_jobs_and_64_workers() {
     drop((a, jobs));
     eventually("all tasks end", async || alive() == before).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_ends_leaves_the_pipelines_of_others_alone() {
+    let jobs = consuming(["a"]).await;
+    let (handled, mut jobs_handled) = mpsc::unbounded_channel();
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let stays = Worker::new(&jobs).handle("x", move |_: Json<u64>, _| {
+        let handled = handled.clone();
+        async move { Ok(handled.send(())?) }
+    });
+    let stays = tokio::spawn(stays.run_until(async { drop(stopped.await) }));
+    let ends = Worker::new(&jobs).handle("x", async |_: Json<u64>, _| Ok(()));
+    ends.run_until(tokio::time::sleep(SECOND)).await.unwrap();
+
+    push(&jobs, "a", number("x", 1)).await;
+    soon("the other worker goes on", jobs_handled.recv()).await.unwrap();
+    drop(stop);
+    assert_eq!(stays.await.unwrap().unwrap().acked, 1);
+}

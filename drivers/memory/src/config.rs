@@ -9,6 +9,9 @@ use serde::Deserialize;
 /// The longest time this driver deals with, and the longest delay unless `max_delay` says less.
 pub(crate) const TEN_YEARS: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
+/// Less than that is a mistake: no job is handled before it is delivered again.
+const SHORTEST_LEASE: Duration = Duration::from_millis(1);
+
 /// The options of a `memory` pipeline.
 ///
 /// All but `prefetch` and `push_timeout` belong to the queue: pipelines that share one must agree.
@@ -104,8 +107,9 @@ impl MemoryConfig {
                 problems.push(at(option, format!("expected at most ten years, found {found:?}")));
             }
         }
-        if self.max_lease.is_some_and(|lease| lease.is_zero()) {
-            problems.push(at("max_lease", "expected a duration above zero".into()));
+        if let Some(found) = self.max_lease.filter(|lease| *lease < SHORTEST_LEASE) {
+            let expected = "expected at least 1ms (a bare number counts nanoseconds)";
+            problems.push(at("max_lease", format!("{expected}, found {found:?}")));
         }
         if self.min_priority > self.max_priority {
             let expected = format!("expected at most `max_priority` ({})", self.max_priority);
@@ -174,7 +178,7 @@ mod tests {
     fn every_option_out_of_range_is_named() {
         let problems = read(&[
             ("max_delay", "11years"),
-            ("max_lease", "0s"),
+            ("max_lease", "60"),
             ("push_timeout", "11years"),
             ("min_priority", "2"),
             ("max_priority", "1"),

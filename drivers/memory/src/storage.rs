@@ -241,7 +241,7 @@ impl Storage {
         contents.alarm = alarm;
         self.finish(contents);
         for id in ended {
-            tracing::warn!(%id, queue = self.config.queue, "lease ended, the job runs again");
+            tracing::warn!(job.id = %id, queue = self.config.queue, "lease ended, the job runs again");
         }
         alarm
     }

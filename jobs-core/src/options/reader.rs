@@ -375,7 +375,7 @@ impl<'de> Deserializer<'de> for Reader<'_> {
         };
         if let (true, human::NANOSECONDS | human::SECONDS) = (is_number, name) {
             let unit = if name == human::SECONDS { "seconds" } else { "nanoseconds" };
-            tracing::warn!(option = self.path, "bare number counts {unit}; better write `30s`");
+            tracing::warn!(path = self.path, "bare number counts {unit}; better write `30s`");
         }
         visitor.visit_newtype_struct(self)
     }

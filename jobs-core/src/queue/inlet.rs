@@ -183,7 +183,7 @@ impl Drop for Inlet {
         let jobs = lane.into_iter().flat_map(|mut lane| lane.jobs.drain());
         let abandoned = jobs.map(|mut job| job.abandon()).filter(|abandoned| *abandoned).count();
         if abandoned > 0 {
-            tracing::warn!(pipeline = %self.pipeline, abandoned, "the lane closed with jobs in it");
+            tracing::warn!(job.pipeline = %self.pipeline, abandoned, "lane closed with jobs in it");
         }
     }
 }

@@ -136,9 +136,12 @@ fn read_jobs(jobs: Value, config: &mut Config, findings: &mut Findings) {
     match jobs.get("pipelines") {
         None | Some(Value::Null) => {}
         Some(Value::Object(pipelines)) => {
-            let pipelines = pipelines.iter();
-            config.pipelines =
-                pipelines.filter_map(|(name, value)| pipeline(name, value, findings)).collect();
+            for (name, value) in pipelines {
+                match pipeline(name, value, findings) {
+                    Some(pipeline) => config.pipelines.push(pipeline),
+                    None => config.broken.push(name.clone()),
+                }
+            }
         }
         Some(_) => findings.problem("jobs.pipelines", "expected pipelines as `name: options`"),
     }

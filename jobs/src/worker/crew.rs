@@ -13,6 +13,7 @@ use super::policy::fitted;
 use super::report::{Counters, Report, add};
 use super::settlements::Settlements;
 use super::{Context, Handlers};
+use crate::control::Served;
 use crate::{Jobs, PipelineHandle};
 
 /// How long answers to settlements are waited for once the last handler ended.
@@ -23,8 +24,7 @@ const SETTLING: Duration = Duration::from_secs(5);
 pub(super) struct Crew {
     jobs: Jobs,
     handlers: Handlers,
-    /// None: all of them.
-    pipelines: Option<Arc<[Arc<str>]>>,
+    pipelines: Served,
     /// Nothing new is started.
     shutdown: CancellationToken,
     /// Handlers are dropped.
@@ -34,11 +34,7 @@ pub(super) struct Crew {
 }
 
 impl Crew {
-    pub(super) fn new(
-        jobs: Jobs,
-        handlers: Handlers,
-        pipelines: Option<Arc<[Arc<str>]>>,
-    ) -> Arc<Self> {
+    pub(super) fn new(jobs: Jobs, handlers: Handlers, pipelines: Served) -> Arc<Self> {
         let counters = Arc::<Counters>::default();
         Arc::new(Self {
             jobs,
@@ -78,7 +74,8 @@ impl Crew {
 
     async fn finish(&self, mut loops: JoinSet<()>, deadline: Duration) {
         self.shutdown.cancel();
-        if timeout(deadline, join(self.pause(), ended(&mut loops))).await.is_err() {
+        let deserted = self.jobs.stop_serving(&self.pipelines);
+        if timeout(deadline, join(self.pause(deserted), ended(&mut loops))).await.is_err() {
             tracing::warn!("handlers still ran at the shutdown deadline and are dropped");
             self.cancel.cancel();
         }
@@ -96,18 +93,11 @@ impl Crew {
         }
     }
 
-    async fn pause(&self) {
-        let mut pipelines = self.jobs.all();
-        pipelines.retain(|pipeline| self.serves(pipeline));
+    async fn pause(&self, pipelines: Vec<PipelineHandle>) {
         join_all(pipelines.iter().map(|pipeline| async move {
             pipeline.log_failure(pipeline.pause().await);
         }))
         .await;
-    }
-
-    fn serves(&self, pipeline: &PipelineHandle) -> bool {
-        let names = self.pipelines.as_ref();
-        names.is_none_or(|names| names.iter().any(|name| **name == *pipeline.name()))
     }
 
     async fn take_jobs(&self) {
@@ -195,7 +185,7 @@ struct Present<'a> {
 
 impl<'a> Present<'a> {
     fn new(crew: &'a Crew) -> Self {
-        crew.jobs.worker_started();
+        crew.jobs.worker_started(&crew.pipelines);
         Self { crew, left: false }
     }
 
@@ -210,6 +200,7 @@ impl Drop for Present<'_> {
     fn drop(&mut self) {
         if !self.left {
             self.crew.settlements.give_up();
+            self.crew.jobs.stop_serving(&self.crew.pipelines);
             self.crew.jobs.worker_ended();
         }
     }

@@ -8,8 +8,10 @@ type BoxError = Box<dyn StdError + Send + Sync>;
 
 /// A handler's failure, and what is to become of the job.
 ///
-/// Any error turns into one with `?`; then the worker's [`Policy`](crate::Policy) for errors
-/// decides. The text of the error and of its sources is logged.
+/// Whatever implements [`std::error::Error`] turns into one with `?`; then the worker's
+/// [`Policy`](crate::Policy) for errors decides. Other errors, such as boxed ones and text, are
+/// given to [`retry`](Self::retry), [`reject`](Self::reject) and so on. The text of the error and of
+/// its sources is logged.
 ///
 /// ```
 /// use std::time::Duration;
@@ -25,7 +27,7 @@ type BoxError = Box<dyn StdError + Send + Sync>;
 /// }
 /// ```
 ///
-/// It is no [`std::error::Error`] itself: that is what lets `?` take any error.
+/// It is no [`std::error::Error`] itself: that is what lets `?` take every type that is.
 pub struct HandlerError {
     pub(super) wish: Wish,
     source: BoxError,
