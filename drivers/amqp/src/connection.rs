@@ -1,0 +1,226 @@
+//! Connections, shared by the pipelines of one address and made anew when they break.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use jobs_core::{Error, ErrorKind, Result};
+use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
+use lapin::{Channel, Connection, ConnectionProperties};
+use tokio::time::timeout;
+
+use crate::NAME;
+use crate::config::{ConnectionConfig, TlsConfig};
+use crate::error::{mapped, timed_out};
+
+/// How long a broker may take to say goodbye.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The connections that pipelines with equal connection options share. A broker that is short of
+/// memory stops reading from connections that publish: so consuming has one of its own.
+#[derive(Debug)]
+pub(crate) struct Connections {
+    config: ConnectionConfig,
+    publishing: Link,
+    consuming: Link,
+    /// Pipelines that use them.
+    users: AtomicUsize,
+}
+
+/// A connection that is made when it is asked for and found broken.
+pub(crate) struct Link {
+    purpose: &'static str,
+    slot: tokio::sync::Mutex<Slot>,
+    /// Attempts to connect so far.
+    attempts: AtomicU64,
+}
+
+#[derive(Default)]
+struct Slot {
+    connection: Option<Arc<Connection>>,
+    failure: Option<Failure>,
+}
+
+/// Why the last attempt failed, for those who waited for it.
+#[derive(Clone)]
+enum Failure {
+    Client(lapin::Error),
+    Timeout,
+    Tls(String),
+}
+
+/// A connection, and the number of the attempt that made it.
+#[derive(Clone)]
+pub(crate) struct Live {
+    pub(crate) connection: Arc<Connection>,
+    pub(crate) number: u64,
+}
+
+/// Connections by their options, held weakly.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Directory(Arc<Mutex<Vec<Weak<Connections>>>>);
+
+impl Directory {
+    /// The connections with these options, opened when first used. Whoever gets them
+    /// [leaves](Connections::leave) them.
+    pub(crate) fn join(&self, config: &ConnectionConfig) -> Arc<Connections> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|connections| connections.strong_count() > 0);
+        let found = known.iter().filter_map(Weak::upgrade).find(|found| found.config == *config);
+        let connections = found.unwrap_or_else(|| {
+            let connections = Arc::new(Connections::new(config.clone()));
+            known.push(Arc::downgrade(&connections));
+            connections
+        });
+        connections.users.fetch_add(1, Ordering::AcqRel);
+        connections
+    }
+}
+
+impl Connections {
+    fn new(config: ConnectionConfig) -> Self {
+        let link = Link::new;
+        let (publishing, consuming) = (link("publishing"), link("consuming"));
+        Self { config, publishing, consuming, users: AtomicUsize::new(0) }
+    }
+
+    /// How long connecting, and each step after it, may take.
+    pub(crate) fn timeout(&self) -> Duration {
+        self.config.connect_timeout
+    }
+
+    pub(crate) async fn publishing(&self) -> Result<Live> {
+        self.publishing.get(&self.config).await
+    }
+
+    pub(crate) async fn consuming(&self) -> Result<Live> {
+        self.consuming.get(&self.config).await
+    }
+
+    /// A pipeline uses them no more. True if it was the last: then they may be closed.
+    pub(crate) fn leave(&self) -> bool {
+        self.users.fetch_sub(1, Ordering::AcqRel) == 1
+    }
+
+    /// Closes what is open.
+    pub(crate) async fn close(&self) {
+        tokio::join!(self.publishing.close(), self.consuming.close());
+    }
+}
+
+impl Link {
+    fn new(purpose: &'static str) -> Self {
+        Self { purpose, slot: tokio::sync::Mutex::default(), attempts: AtomicU64::new(0) }
+    }
+
+    /// The open connection, else a new one. Of those who wait at the same time one tries, and all
+    /// get its answer.
+    async fn get(&self, config: &ConnectionConfig) -> Result<Live> {
+        let seen = self.attempts.load(Ordering::Acquire);
+        let mut slot = self.slot.lock().await;
+        let number = self.attempts.load(Ordering::Acquire);
+        if let Some(connection) = &slot.connection
+            && connection.status().connected()
+        {
+            return Ok(Live { connection: Arc::clone(connection), number });
+        }
+        if let Some(failure) = slot.failure.clone().filter(|_| number > seen) {
+            return Err(failure.into());
+        }
+        slot.connection = None;
+        let attempt = timeout(config.connect_timeout, self.connect(config)).await;
+        let number = self.attempts.fetch_add(1, Ordering::AcqRel) + 1;
+        match attempt.unwrap_or(Err(Failure::Timeout)) {
+            Ok(connection) => {
+                let connection = Arc::new(connection);
+                *slot = Slot { connection: Some(Arc::clone(&connection)), failure: None };
+                Ok(Live { connection, number })
+            }
+            Err(failure) => {
+                slot.failure = Some(failure.clone());
+                Err(failure.into())
+            }
+        }
+    }
+
+    async fn connect(&self, config: &ConnectionConfig) -> Result<Connection, Failure> {
+        let tls = read_tls(config.tls.clone()).await?;
+        let name = format!("jobs {}", self.purpose);
+        let properties = ConnectionProperties::default().with_connection_name(name.into());
+        let runtime = lapin::runtime::default_runtime().map_err(Failure::Client)?;
+        Connection::connect_uri_with_config(config.uri.clone(), properties, tls, runtime)
+            .await
+            .map_err(Failure::Client)
+    }
+
+    async fn close(&self) {
+        let connection = self.slot.lock().await.connection.take();
+        let Some(connection) = connection.filter(|c| c.status().connected()) else { return };
+        let goodbye = connection.close(200, "stopped".into());
+        match timeout(CLOSE_TIMEOUT, goodbye).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "closing a connection"),
+            Err(_) => tracing::warn!(purpose = self.purpose, "the broker did not say goodbye"),
+        }
+    }
+}
+
+impl Live {
+    /// Opens a channel.
+    pub(crate) async fn channel(
+        &self,
+        operation: &'static str,
+        limit: Duration,
+    ) -> Result<Channel> {
+        within(limit, operation, self.connection.create_channel()).await
+    }
+}
+
+/// Bounds a call of the client and maps its error.
+pub(crate) async fn within<T>(
+    limit: Duration,
+    operation: &'static str,
+    call: impl Future<Output = lapin::Result<T>>,
+) -> Result<T> {
+    match timeout(limit, call).await {
+        Ok(answer) => answer.map_err(|error| mapped(operation, &error)),
+        Err(_) => Err(timed_out(operation)),
+    }
+}
+
+async fn read_tls(config: Option<TlsConfig>) -> Result<OwnedTLSConfig, Failure> {
+    let Some(config) = config else { return Ok(OwnedTLSConfig::default()) };
+    let read = tokio::task::spawn_blocking(move || {
+        let file = |path: &std::path::Path| {
+            std::fs::read(path).map_err(|error| format!("cannot read {}: {error}", path.display()))
+        };
+        let cert_chain = config.root_ca.as_deref().map(file).transpose()?;
+        let cert_chain = cert_chain.map(String::from_utf8).transpose();
+        let identity = match &config.identity {
+            None => None,
+            Some((pem, key)) => Some(OwnedIdentity::PKCS8 { pem: file(pem)?, key: file(key)? }),
+        };
+        let cert_chain = cert_chain.map_err(|error| format!("`root_ca` is not PEM: {error}"))?;
+        Ok(OwnedTLSConfig { identity, cert_chain })
+    });
+    read.await.unwrap_or_else(|error| Err(error.to_string())).map_err(Failure::Tls)
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Client(error) => mapped("connect", &error),
+            Failure::Timeout => timed_out("connect"),
+            Failure::Tls(context) => {
+                Self::new(ErrorKind::Config, "connect").with_driver(NAME).with_context(context)
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link").field("purpose", &self.purpose).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,165 @@
+//! Consuming: one task per pipeline owns the channel, delivers, and writes settlements in order.
+
+use std::fmt;
+use std::sync::Arc;
+
+use jobs_core::{Backoff, Error, Inlet, Result};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep, timeout_at};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::error::closed;
+use crate::session::{Context, End, Session};
+
+/// The consuming side of a pipeline.
+pub(crate) struct Consumer {
+    inlet: Arc<Inlet>,
+    commands: mpsc::Sender<Command>,
+    task: tokio::sync::Mutex<Option<AbortOnDropHandle<()>>>,
+}
+
+/// What the task is asked to do.
+pub(crate) enum Command {
+    /// Stop fetching, and give back what was fetched and not delivered.
+    Pause(oneshot::Sender<()>),
+    Resume(oneshot::Sender<Result<()>>),
+    /// Write what is to be settled and end.
+    Stop,
+}
+
+impl Consumer {
+    /// Subscribes, and starts the task.
+    pub(crate) async fn run(context: Context) -> Result<Self> {
+        let inlet = Arc::clone(&context.inlet);
+        let (commands, receiver) = mpsc::channel(8);
+        let mut worker = Worker { context, commands: receiver, running: true };
+        let first = worker.context.open().await?;
+        let task = AbortOnDropHandle::new(tokio::spawn(async move { worker.work(first).await }));
+        Ok(Self { inlet, commands, task: tokio::sync::Mutex::new(Some(task)) })
+    }
+
+    pub(crate) fn inlet(&self) -> &Inlet {
+        &self.inlet
+    }
+
+    /// Returns when nothing more will be delivered and what nobody popped was given back.
+    pub(crate) async fn pause(&self) -> Result<()> {
+        self.inlet.hold();
+        let (done, answer) = oneshot::channel();
+        self.commands.send(Command::Pause(done)).await.map_err(|_| closed("pause"))?;
+        answer.await.map_err(|_| closed("pause"))?;
+        self.inlet.hold_and_release().await
+    }
+
+    /// Returns when subscribed, or at once if the broker is away.
+    pub(crate) async fn resume(&self) -> Result<()> {
+        let (done, answer) = oneshot::channel();
+        self.commands.send(Command::Resume(done)).await.map_err(|_| closed("resume"))?;
+        answer.await.map_err(|_| closed("resume"))?
+    }
+
+    /// Pauses, writes the last settlements and ends; gives up at the deadline. Jobs that are still
+    /// with workers go back to the queue.
+    pub(crate) async fn stop(&self, deadline: Instant) -> Result<()> {
+        let mut slot = self.task.lock().await;
+        let Some(task) = slot.as_mut() else { return Ok(()) };
+        let finished = timeout_at(deadline, async {
+            let paused = self.pause().await;
+            // Refused if the task has ended already.
+            let _ = self.commands.send(Command::Stop).await;
+            let _ = (&mut *task).await;
+            paused
+        });
+        let answer = finished.await;
+        if answer.is_err() {
+            task.abort();
+            let _ = task.await;
+        }
+        *slot = None;
+        // What could not be given back to a broker that is away comes back by itself.
+        answer
+            .unwrap_or(Ok(()))
+            .or_else(|error| if error.is_retryable() { Ok(()) } else { Err(error) })
+    }
+}
+
+impl fmt::Debug for Consumer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Consumer").field("inlet", &self.inlet).finish_non_exhaustive()
+    }
+}
+
+/// What the task owns.
+struct Worker {
+    context: Context,
+    commands: mpsc::Receiver<Command>,
+    /// False while paused.
+    running: bool,
+}
+
+impl Worker {
+    /// Consumes from one channel after the other until stopped.
+    async fn work(&mut self, first: Session) {
+        let mut session = first;
+        loop {
+            match session.serve(&mut self.commands, &mut self.running).await {
+                End::Stopped => return,
+                End::Lost(error) => {
+                    tracing::warn!(
+                        job.pipeline = %self.context.inlet.pipeline(), %error, "consuming is interrupted"
+                    );
+                    self.context.health.met(&error);
+                }
+            }
+            match self.reopen().await {
+                Some(opened) => session = opened,
+                None => return,
+            }
+        }
+    }
+
+    /// Tries until it succeeds; none if stopped meanwhile.
+    async fn reopen(&mut self) -> Option<Session> {
+        let mut failures = 0;
+        loop {
+            let attempt = async {
+                if !self.running {
+                    // Nothing to consume: whoever resumes starts it.
+                    return std::future::pending().await;
+                }
+                if failures > 0 {
+                    sleep(Backoff::RECONNECT.delay(failures)).await;
+                }
+                self.context.open().await
+            };
+            tokio::select! {
+                biased;
+                command = self.commands.recv() => match command {
+                    Some(Command::Pause(done)) => {
+                        self.running = false;
+                        let _ = done.send(());
+                    }
+                    Some(Command::Resume(done)) => {
+                        (self.running, failures) = (true, 0);
+                        self.context.inlet.open();
+                        let _ = done.send(Ok(()));
+                    }
+                    Some(Command::Stop) | None => return None,
+                },
+                opened = attempt => match opened {
+                    Ok(session) => return Some(session),
+                    Err(error) => {
+                        failures += 1;
+                        self.complain(&error, failures);
+                    }
+                },
+            }
+        }
+    }
+
+    fn complain(&self, error: &Error, failures: u32) {
+        let pipeline = self.context.inlet.pipeline();
+        tracing::warn!(job.pipeline = %pipeline, %error, failures, "cannot consume, trying again");
+        self.context.health.met(error);
+    }
+}

@@ -1,0 +1,144 @@
+//! From the client's errors to the suite's: the only place that maps.
+
+use jobs_core::{Error, ErrorKind};
+use lapin::ErrorKind as Client;
+use lapin::protocol::{AMQPError, AMQPErrorKind, AMQPHardError, AMQPSoftError};
+
+use crate::NAME;
+
+/// What the broker says of a message beyond its `max_message_size`.
+const TOO_LARGE: &str = "larger than configured max size";
+/// What the broker says of a delivery that was not settled in time.
+const ACK_TIMEOUT: &str = "delivery acknowledgement on channel";
+
+/// An error met in `operation`.
+pub(crate) fn mapped(operation: &'static str, error: &lapin::Error) -> Error {
+    let (kind, transient) = classify(error);
+    let mapped = Error::new(kind, operation).with_driver(NAME).with_source(error.clone());
+    let mapped = match error.kind() {
+        Client::ProtocolError(answer) => mapped.with_context(answer.get_message().to_string()),
+        _ => mapped,
+    };
+    if transient { mapped.transient() } else { mapped }
+}
+
+/// The answer did not come in time.
+pub(crate) fn timed_out(operation: &'static str) -> Error {
+    Error::new(ErrorKind::Timeout, operation).with_driver(NAME).transient()
+}
+
+/// The driver was stopped.
+pub(crate) fn closed(operation: &'static str) -> Error {
+    Error::new(ErrorKind::Closed, operation).with_driver(NAME)
+}
+
+/// The kind, and whether doing the same again can succeed.
+fn classify(error: &lapin::Error) -> (ErrorKind, bool) {
+    match error.kind() {
+        Client::ProtocolError(answer) => classify_answer(answer),
+        Client::IOError(error) if error.kind() == std::io::ErrorKind::InvalidData => {
+            // What rustls says of a certificate it does not trust, or bytes that are not TLS.
+            (ErrorKind::Connection, false)
+        }
+        Client::SerialisationError(_) => (ErrorKind::Codec, false),
+        Client::InvalidProtocolVersion(_) | Client::AuthProviderError(_) => {
+            (ErrorKind::Connection, false)
+        }
+        // Nothing of this says more than that the connection or channel is gone.
+        _ => (ErrorKind::Connection, true),
+    }
+}
+
+fn classify_answer(answer: &AMQPError) -> (ErrorKind, bool) {
+    let text = answer.get_message().as_str();
+    match answer.kind() {
+        AMQPErrorKind::Soft(AMQPSoftError::CONTENTTOOLARGE) => (ErrorKind::PayloadTooLarge, false),
+        AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) if text.contains(TOO_LARGE) => {
+            (ErrorKind::PayloadTooLarge, false)
+        }
+        AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) if text.contains(ACK_TIMEOUT) => {
+            (ErrorKind::LeaseLost, true)
+        }
+        // A queue or exchange exists with other properties, or is exclusive to another connection.
+        AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED | AMQPSoftError::RESOURCELOCKED) => {
+            (ErrorKind::InvalidState, false)
+        }
+        AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) => (ErrorKind::Denied, false),
+        AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND | AMQPSoftError::NOROUTE)
+        | AMQPErrorKind::Hard(AMQPHardError::INVALIDPATH) => (ErrorKind::NotFound, false),
+        AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED) if text.contains("vhost") => {
+            (ErrorKind::NotFound, false)
+        }
+        AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED) => (ErrorKind::Denied, false),
+        // The broker shuts down, or an operator closed the connection.
+        AMQPErrorKind::Hard(AMQPHardError::CONNECTIONFORCED) => (ErrorKind::Connection, true),
+        AMQPErrorKind::Hard(AMQPHardError::RESOURCEERROR) => (ErrorKind::Throttled, true),
+        AMQPErrorKind::Hard(AMQPHardError::NOTIMPLEMENTED) => (ErrorKind::Unsupported, false),
+        AMQPErrorKind::Hard(AMQPHardError::INTERNALERROR) => (ErrorKind::Broker, true),
+        AMQPErrorKind::Soft(AMQPSoftError::NOCONSUMERS) | AMQPErrorKind::Hard(_) => {
+            (ErrorKind::Broker, false)
+        }
+    }
+}
+
+/// The size above which the broker refuses messages, if that is what it says.
+pub(crate) fn max_message_size(error: &lapin::Error) -> Option<usize> {
+    let Client::ProtocolError(answer) = error.kind() else { return None };
+    let (_, limit) = answer.get_message().as_str().split_once(TOO_LARGE)?;
+    limit.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answered(kind: AMQPErrorKind, text: &str) -> lapin::Error {
+        Client::ProtocolError(AMQPError::new(kind, text.into())).into()
+    }
+
+    #[test]
+    fn every_answer_has_its_kind() {
+        use AMQPHardError as Hard;
+        use AMQPSoftError as Soft;
+        let mismatch = "PRECONDITION_FAILED - inequivalent arg 'durable' for queue 'q'";
+        let late = "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out";
+        let large = "PRECONDITION_FAILED - message size 20 is larger than configured max size 10";
+        let vhost = "NOT_ALLOWED - vhost nowhere not found";
+        let table = [
+            (Soft::CONTENTTOOLARGE.into(), "", ErrorKind::PayloadTooLarge, false),
+            (Soft::PRECONDITIONFAILED.into(), mismatch, ErrorKind::InvalidState, false),
+            (Soft::PRECONDITIONFAILED.into(), late, ErrorKind::LeaseLost, true),
+            (Soft::PRECONDITIONFAILED.into(), large, ErrorKind::PayloadTooLarge, false),
+            (Soft::RESOURCELOCKED.into(), "", ErrorKind::InvalidState, false),
+            (Soft::ACCESSREFUSED.into(), "", ErrorKind::Denied, false),
+            (Soft::NOTFOUND.into(), "", ErrorKind::NotFound, false),
+            (Soft::NOROUTE.into(), "", ErrorKind::NotFound, false),
+            (Soft::NOCONSUMERS.into(), "", ErrorKind::Broker, false),
+            (Hard::NOTALLOWED.into(), vhost, ErrorKind::NotFound, false),
+            (Hard::NOTALLOWED.into(), "", ErrorKind::Denied, false),
+            (Hard::INVALIDPATH.into(), "", ErrorKind::NotFound, false),
+            (Hard::CONNECTIONFORCED.into(), "", ErrorKind::Connection, true),
+            (Hard::RESOURCEERROR.into(), "", ErrorKind::Throttled, true),
+            (Hard::NOTIMPLEMENTED.into(), "", ErrorKind::Unsupported, false),
+            (Hard::INTERNALERROR.into(), "", ErrorKind::Broker, true),
+            (Hard::FRAMEERROR.into(), "", ErrorKind::Broker, false),
+        ];
+        for (kind, text, expected, transient) in table {
+            let error = mapped("push", &answered(kind, text));
+            assert_eq!((error.kind(), error.is_retryable()), (expected, transient), "{error:?}");
+        }
+        assert_eq!(max_message_size(&answered(Soft::PRECONDITIONFAILED.into(), large)), Some(10));
+        assert_eq!(max_message_size(&answered(Soft::PRECONDITIONFAILED.into(), late)), None);
+    }
+
+    #[test]
+    fn a_lost_connection_is_transient_and_distrust_is_not() {
+        let io = |kind| lapin::Error::from(std::io::Error::from(kind));
+        let lost = mapped("push", &io(std::io::ErrorKind::ConnectionReset));
+        assert_eq!((lost.kind(), lost.is_retryable()), (ErrorKind::Connection, true));
+        let distrust = mapped("connect", &io(std::io::ErrorKind::InvalidData));
+        assert_eq!((distrust.kind(), distrust.is_retryable()), (ErrorKind::Connection, false));
+        let silent = mapped("push", &Client::MissingHeartbeatError.into());
+        assert!(silent.is_retryable());
+    }
+}

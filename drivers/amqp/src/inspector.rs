@@ -1,0 +1,171 @@
+//! Questions and declarations, on a channel apart from the busy ones: a question about something that
+//! does not exist closes its channel.
+
+use std::collections::{BTreeSet, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jobs_core::{ErrorKind, Result};
+use lapin::Channel;
+use tokio::sync::{Mutex, MutexGuard};
+use tokio::time::{Instant, timeout_at};
+
+use crate::connection::{Connections, within};
+use crate::delays::{self, Hop, LEVELS, Level};
+use crate::topology::{self, Destination, Side, Topology};
+
+/// How often to look for levels that another process may have made.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
+
+/// Knows what is at the broker. Opens its channel when it is asked something.
+pub(crate) struct Inspector {
+    connections: Arc<Connections>,
+    topology: Arc<Topology>,
+    side: Side,
+    slot: Mutex<Slot>,
+}
+
+#[derive(Default)]
+struct Slot {
+    channel: Option<Channel>,
+    /// The connection of the channel, and the hops that were declared on it.
+    connection: u64,
+    declared: HashSet<Hop>,
+    /// Levels that exist, as far as is known.
+    levels: BTreeSet<Level>,
+    looked: Option<Instant>,
+}
+
+impl Inspector {
+    /// `side` is the connection to ask on: only that of an exclusive queue may ask about it.
+    pub(crate) fn new(connections: Arc<Connections>, topology: Arc<Topology>, side: Side) -> Self {
+        Self { connections, topology, side, slot: Mutex::default() }
+    }
+
+    /// Declares what the pipeline needs before anything else happens.
+    pub(crate) async fn declare(&self) -> Result<()> {
+        let (slot, channel) = self.open().await?;
+        let declared = self.within("connect", self.topology.declare(&channel, self.side)).await;
+        drop(slot);
+        declared
+    }
+
+    /// Messages that are ready in a queue.
+    pub(crate) async fn ready(&self, queue: &str) -> Result<u64> {
+        let (slot, channel) = self.open().await?;
+        let ready = self.within("state", topology::ready(&channel, queue)).await;
+        drop(slot);
+        ready
+    }
+
+    /// Makes sure that a delayed message finds where it goes, declares the levels of its way, and
+    /// returns the headers that make it take this way.
+    pub(crate) async fn declare_delay(
+        &self,
+        delay: Duration,
+        to: Destination,
+    ) -> Result<Vec<(String, String)>> {
+        let (mut slot, channel) = self.open().await?;
+        self.within("push", self.topology.check_target(&channel)).await?;
+        for hop in delays::hops(delay) {
+            if !slot.declared.contains(&hop) {
+                self.within("push", self.topology.declare_hop(&channel, hop)).await?;
+                slot.declared.insert(hop);
+                slot.levels.extend(hop.to);
+            }
+        }
+        Ok(Topology::way(delay, to))
+    }
+
+    /// Something that was declared is missing.
+    pub(crate) async fn forget_delays(&self) {
+        self.slot.lock().await.declared.clear();
+    }
+
+    /// The messages that wait in the levels that are known.
+    pub(crate) async fn delayed(&self) -> Result<u64> {
+        let mut sum = 0;
+        for level in self.levels_to_ask().await? {
+            let (mut slot, channel) = self.open().await?;
+            let name = self.topology.level(level);
+            match self.within("state", topology::ready(&channel, &name)).await {
+                Ok(ready) => {
+                    slot.levels.insert(level);
+                    sum += ready;
+                }
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    slot.levels.remove(&level);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(sum)
+    }
+
+    /// Those that are known; from time to time all, if there may be any.
+    async fn levels_to_ask(&self) -> Result<BTreeSet<Level>> {
+        let (mut slot, channel) = self.open().await?;
+        if slot.looked.is_some_and(|looked| looked.elapsed() < LOOK_AGAIN) {
+            return Ok(slot.levels.clone());
+        }
+        let answer = self.within("state", self.topology.check_delays(&channel)).await;
+        slot.looked = Some(Instant::now());
+        match answer {
+            Ok(()) => Ok((0..LEVELS).collect()),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(BTreeSet::new()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Deletes the queue if the configuration says so and it is empty.
+    pub(crate) async fn delete_on_stop(&self, deadline: Instant) {
+        if !self.topology.deletes_on_stop() {
+            return;
+        }
+        let deleted = timeout_at(deadline, async {
+            let (_slot, channel) = self.open().await?;
+            self.within("stop", self.topology.delete_queue(&channel)).await
+        });
+        match deleted.await {
+            Ok(Ok(())) => {}
+            // It has jobs: that is why deleting it was refused.
+            Ok(Err(error)) if error.kind() == ErrorKind::InvalidState => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the queue was not deleted"),
+            Err(_) => tracing::warn!("the queue was not deleted in time"),
+        }
+    }
+
+    /// The channel, for one caller at a time.
+    async fn open(&self) -> Result<(MutexGuard<'_, Slot>, Channel)> {
+        let mut slot = self.slot.lock().await;
+        if let Some(channel) = slot.channel.as_ref().filter(|c| c.status().connected()) {
+            let channel = channel.clone();
+            return Ok((slot, channel));
+        }
+        let live = match self.side {
+            Side::Publishing => self.connections.publishing().await?,
+            Side::Consuming => self.connections.consuming().await?,
+        };
+        if slot.connection != live.number {
+            slot.connection = live.number;
+            slot.declared.clear();
+        }
+        let channel = live.channel("connect", self.connections.timeout()).await?;
+        slot.channel = Some(channel.clone());
+        Ok((slot, channel))
+    }
+
+    async fn within<T>(
+        &self,
+        operation: &'static str,
+        call: impl Future<Output = lapin::Result<T>>,
+    ) -> Result<T> {
+        within(self.connections.timeout(), operation, call).await
+    }
+}
+
+impl std::fmt::Debug for Inspector {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inspector").field("side", &self.side).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,187 @@
+//! Settlements on their way from receipts to the task that owns the channel.
+
+use std::mem;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jobs_core::{
+    Acknowledger, Capabilities, Error, ErrorKind, Extending, Message, Outcome, Refusal, Settler,
+    Settling, Token, Unsettled,
+};
+use tokio::sync::Notify;
+
+use crate::NAME;
+use crate::acks::{Tag, Verb};
+
+/// Bits of a token that hold the delivery tag; the number of the channel is above them.
+const TAG_BITS: u32 = 40;
+
+/// What receipts of one channel hand their outcomes to.
+pub(crate) struct Settlements {
+    /// Told apart from the tokens of other channels of this pipeline.
+    channel: u64,
+    capabilities: Arc<Capabilities>,
+    queue: Mutex<Queue>,
+    arrived: Notify,
+}
+
+#[derive(Default)]
+struct Queue {
+    /// The channel is gone: its tags mean nothing any more.
+    dead: bool,
+    waiting: Vec<Settlement>,
+}
+
+/// One delivery that ends.
+pub(crate) struct Settlement {
+    pub(crate) tag: Tag,
+    pub(crate) ending: Ending,
+    /// None if nobody can be told.
+    pub(crate) reply: Option<Reply>,
+}
+
+/// How it ends.
+pub(crate) enum Ending {
+    Frame(Verb),
+    /// A copy is stored first, then the original is acked.
+    Copy {
+        message: Message,
+        attempt: u32,
+    },
+}
+
+/// Whom to tell, and the job to give back if it could not be settled.
+pub(crate) struct Reply {
+    settler: Settler,
+    job: Unsettled,
+}
+
+impl Settlements {
+    pub(crate) fn new(channel: u64, capabilities: Arc<Capabilities>) -> Self {
+        Self { channel, capabilities, queue: Mutex::default(), arrived: Notify::new() }
+    }
+
+    /// The token of a delivery on this channel.
+    pub(crate) fn token(&self, tag: Tag) -> Token {
+        (self.channel << TAG_BITS) | tag
+    }
+
+    /// The delivery tag of a token of this channel.
+    pub(crate) fn tag(token: Token) -> Tag {
+        token & ((1 << TAG_BITS) - 1)
+    }
+
+    /// True if the token belongs to this channel.
+    pub(crate) fn owns(&self, token: Token) -> bool {
+        token >> TAG_BITS == self.channel
+    }
+
+    /// Waits until there is something to settle.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub(crate) async fn arrived(&self) {
+        self.arrived.notified().await;
+    }
+
+    pub(crate) fn take(&self) -> Vec<Settlement> {
+        mem::take(&mut self.lock().waiting)
+    }
+
+    /// Settles nothing any more. What is waiting is told so.
+    pub(crate) fn kill(&self) {
+        let mut queue = self.lock();
+        queue.dead = true;
+        let waiting = mem::take(&mut queue.waiting);
+        drop(queue);
+        waiting.into_iter().for_each(Settlement::lost);
+    }
+
+    /// Takes a settlement over, unless the channel is dead.
+    pub(crate) fn add(&self, settlement: Settlement) -> Result<(), Settlement> {
+        let mut queue = self.lock();
+        if queue.dead {
+            return Err(settlement);
+        }
+        queue.waiting.push(settlement);
+        drop(queue);
+        self.arrived.notify_one();
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ending(&self, job: &Unsettled, outcome: Outcome) -> Result<Ending, Error> {
+        Ok(match outcome {
+            Outcome::Ack => Ending::Frame(Verb::Ack),
+            Outcome::Reject => Ending::Frame(Verb::Reject),
+            Outcome::Release => Ending::Frame(Verb::Release),
+            Outcome::Requeue { delay, headers } => {
+                let copy = self.capabilities.admit_requeue(&job.message, delay, headers);
+                let message = copy.map_err(|error| error.with_driver(NAME))?;
+                Ending::Copy { message, attempt: job.attempt.saturating_add(1) }
+            }
+        })
+    }
+}
+
+impl Acknowledger for Settlements {
+    fn settle(&self, mut job: Unsettled, outcome: Outcome) -> Settling {
+        let ending = match self.ending(&job, outcome) {
+            Ok(ending) => ending,
+            Err(error) => return Settling::refused(Refusal { error, job: Some(job) }),
+        };
+        // The slot is free: the broker sends no more than `prefetch` before this is written.
+        job.credit = None;
+        let (settler, settling) = Settling::later();
+        let tag = Self::tag(job.token);
+        let added = self.add(Settlement { tag, ending, reply: Some(Reply { settler, job }) });
+        match added {
+            Ok(()) => settling,
+            Err(_) => Settling::refused(Refusal::lease_lost(NAME)),
+        }
+    }
+
+    fn extend(&self, _token: Token, _by: Duration) -> Extending {
+        let error = Error::new(ErrorKind::Unsupported, "extend").with_driver(NAME);
+        let context = "a delivery lasts as long as its channel, at most `consumer_timeout`";
+        Extending::ready(Err(error.with_context(context)))
+    }
+
+    fn abandon(&self, job: Unsettled) {
+        let tag = Self::tag(job.token);
+        // On a dead channel it is back already.
+        let _ = self.add(Settlement { tag, ending: Ending::Frame(Verb::Abandon), reply: None });
+    }
+}
+
+impl Settlement {
+    /// A delivery that goes back without a receipt's doing.
+    pub(crate) fn release(tag: Tag) -> Self {
+        Self { tag, ending: Ending::Frame(Verb::Release), reply: None }
+    }
+
+    /// The channel is gone, and the job with it.
+    pub(crate) fn lost(self) {
+        self.reply.into_iter().for_each(Reply::lost);
+    }
+}
+
+impl Reply {
+    pub(crate) fn done(self) {
+        self.settler.done();
+    }
+
+    pub(crate) fn lost(self) {
+        // Nobody listens: the job is back at the broker, there is nothing to give up.
+        let _ = self.settler.refuse(Refusal::lease_lost(NAME));
+    }
+
+    /// The job can be settled in another way. If nobody listens, it comes back.
+    pub(crate) fn refuse(self, error: Error) -> Option<Unsettled> {
+        let refusal = Refusal { error, job: Some(self.job) };
+        self.settler.refuse(refusal).err().and_then(|refusal| refusal.job)
+    }
+}
