@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use jobs_core::{Backoff, Error, Inlet, Result};
+use jobs_core::{Backoff, Error, ErrorKind, Inlet, Result};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
@@ -76,10 +76,12 @@ impl Consumer {
             let _ = task.await;
         }
         *slot = None;
-        // What could not be given back to a broker that is away comes back by itself.
-        answer
-            .unwrap_or(Ok(()))
-            .or_else(|error| if error.is_retryable() { Ok(()) } else { Err(error) })
+        match answer.unwrap_or(Ok(())) {
+            // What could not be given back to a broker that is away comes back by itself; and the
+            // task of a stop that is called again may have ended.
+            Err(error) if error.is_retryable() || error.kind() == ErrorKind::Closed => Ok(()),
+            answer => answer,
+        }
     }
 }
 
