@@ -8,6 +8,8 @@ use jobs_core::Registry;
 pub fn default_registry() -> Registry {
     #[allow(unused_mut, reason = "without any driver's feature nothing is added")]
     let mut registry = Registry::new();
+    #[cfg(feature = "amqp")]
+    registry.register(jobs_amqp::constructor()).expect("our drivers have different names");
     #[cfg(feature = "memory")]
     registry.register(jobs_memory::constructor()).expect("our drivers have different names");
     registry

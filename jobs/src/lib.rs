@@ -16,6 +16,9 @@ pub use jobs_core::{
     JobId, KafkaOptions, Lease, Message, Options, Outcome, Pipeline, Plan, Problem, Registry,
     Result, Secret, SettleError, State, Support,
 };
+/// The driver `amqp`: options, mapping and guarantees.
+#[cfg(feature = "amqp")]
+pub use jobs_amqp as amqp;
 /// The driver `memory`, for its own functions such as
 /// [`dead_letters`](memory::MemoryConstructor::dead_letters).
 #[cfg(feature = "memory")]
