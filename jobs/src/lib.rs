@@ -11,14 +11,14 @@ pub use config::Config;
 pub use consumer::Consumer;
 pub use control::Jobs;
 pub use drivers::default_registry;
+/// The driver `amqp`: options, mapping and guarantees.
+#[cfg(feature = "amqp")]
+pub use jobs_amqp as amqp;
 pub use jobs_core::{
     Attempts, Backoff, Bytes, Capabilities, Constructor, Driver, Error, ErrorKind, Headers, Job,
     JobId, KafkaOptions, Lease, Message, Options, Outcome, Pipeline, Plan, Problem, Registry,
     Result, Secret, SettleError, State, Support,
 };
-/// The driver `amqp`: options, mapping and guarantees.
-#[cfg(feature = "amqp")]
-pub use jobs_amqp as amqp;
 /// The driver `memory`, for its own functions such as
 /// [`dead_letters`](memory::MemoryConstructor::dead_letters).
 #[cfg(feature = "memory")]
