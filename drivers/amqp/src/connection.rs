@@ -1,12 +1,15 @@
 //! Connections, shared by the pipelines of one address and made anew when they break.
 
 use std::fmt;
+use std::io;
+use std::net::Shutdown;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use jobs_core::{Error, ErrorKind, Result};
-use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
+use lapin::tcp::{AsyncTcpStream, OwnedIdentity, OwnedTLSConfig};
+use lapin::uri::AMQPScheme;
 use lapin::{Channel, Connection, ConnectionProperties};
 use tokio::time::timeout;
 
@@ -38,9 +41,13 @@ pub(crate) struct Link {
 
 #[derive(Default)]
 struct Slot {
-    connection: Option<Arc<Connection>>,
+    connection: Option<(Arc<Connection>, Socket)>,
     failure: Option<Failure>,
 }
+
+/// Hangs up when it is dropped. The client keeps a thread for every connection until its socket
+/// ends, also for one that was given up because the broker is silent.
+struct Socket(socket2::Socket);
 
 /// Why the last attempt failed, for those who waited for it.
 #[derive(Clone)]
@@ -120,7 +127,7 @@ impl Link {
         let seen = self.attempts.load(Ordering::Acquire);
         let mut slot = self.slot.lock().await;
         let number = self.attempts.load(Ordering::Acquire);
-        if let Some(connection) = &slot.connection
+        if let Some((connection, _)) = &slot.connection
             && connection.status().connected()
         {
             return Ok(Live { connection: Arc::clone(connection), number });
@@ -132,9 +139,9 @@ impl Link {
         let attempt = timeout(config.connect_timeout, self.connect(config)).await;
         let number = self.attempts.fetch_add(1, Ordering::AcqRel) + 1;
         match attempt.unwrap_or(Err(Failure::Timeout)) {
-            Ok(connection) => {
+            Ok((connection, socket)) => {
                 let connection = Arc::new(connection);
-                *slot = Slot { connection: Some(Arc::clone(&connection)), failure: None };
+                *slot = Slot { connection: Some((Arc::clone(&connection), socket)), failure: None };
                 Ok(Live { connection, number })
             }
             Err(failure) => {
@@ -144,19 +151,39 @@ impl Link {
         }
     }
 
-    async fn connect(&self, config: &ConnectionConfig) -> Result<Connection, Failure> {
+    /// The client is given a stream that is open: of each attempt of its own that fails before
+    /// that, it leaves tasks behind.
+    async fn connect(&self, config: &ConnectionConfig) -> Result<(Connection, Socket), Failure> {
         let tls = read_tls(config.tls.clone()).await?;
         let name = format!("jobs {}", self.purpose);
         let properties = ConnectionProperties::default().with_connection_name(name.into());
-        let runtime = lapin::runtime::default_runtime().map_err(Failure::Client)?;
-        Connection::connect_uri_with_config(config.uri.clone(), properties, tls, runtime)
-            .await
-            .map_err(Failure::Client)
+        let runtime = lapin::runtime::default_runtime()?;
+        let (host, port) = (config.uri.authority.host.clone(), config.uri.authority.port);
+        let addresses = runtime.to_socket_addrs((host.clone(), port));
+        let mut stream = AsyncTcpStream::connect(&runtime, addresses).await?;
+        let socket = match &stream {
+            AsyncTcpStream::Plain(stream) => {
+                Socket(socket2::SockRef::from(stream.get_ref()).try_clone()?)
+            }
+            _ => return Err(io::Error::from(io::ErrorKind::Unsupported).into()),
+        };
+        if config.uri.scheme == AMQPScheme::AMQPS {
+            stream = stream.into_tls(&host, tls.as_ref()).await?;
+        }
+        let stream = Mutex::new(Some(stream));
+        let give = async move |_, _| {
+            let stream = stream.lock().unwrap_or_else(PoisonError::into_inner).take();
+            stream.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected).into())
+        };
+        let uri = config.uri.clone();
+        Ok((Connection::connector(uri, runtime, give, properties).await?, socket))
     }
 
     async fn close(&self) {
-        let connection = self.slot.lock().await.connection.take();
-        let Some(connection) = connection.filter(|c| c.status().connected()) else { return };
+        let Some((connection, _socket)) = self.slot.lock().await.connection.take() else { return };
+        if !connection.status().connected() {
+            return;
+        }
         let goodbye = connection.close(200, "stopped".into());
         match timeout(CLOSE_TIMEOUT, goodbye).await {
             Ok(Ok(())) => {}
@@ -205,6 +232,25 @@ async fn read_tls(config: Option<TlsConfig>) -> Result<OwnedTLSConfig, Failure> 
         Ok(OwnedTLSConfig { identity, cert_chain })
     });
     read.await.unwrap_or_else(|error| Err(error.to_string())).map_err(Failure::Tls)
+}
+
+impl From<lapin::Error> for Failure {
+    fn from(error: lapin::Error) -> Self {
+        Self::Client(error)
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Client(error.into())
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // If that fails the peer has hung up already.
+        let _ = self.0.shutdown(Shutdown::Both);
+    }
 }
 
 impl From<Failure> for Error {

@@ -66,7 +66,7 @@ fn classify_answer(answer: &AMQPError) -> (ErrorKind, bool) {
         AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) => (ErrorKind::Denied, false),
         AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND | AMQPSoftError::NOROUTE)
         | AMQPErrorKind::Hard(AMQPHardError::INVALIDPATH) => (ErrorKind::NotFound, false),
-        AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED) if text.contains("vhost") => {
+        AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED) if text.ends_with("not found") => {
             (ErrorKind::NotFound, false)
         }
         AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED) => (ErrorKind::Denied, false),
@@ -104,6 +104,7 @@ mod tests {
         let late = "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out";
         let large = "PRECONDITION_FAILED - message size 20 is larger than configured max size 10";
         let vhost = "NOT_ALLOWED - vhost nowhere not found";
+        let access = "NOT_ALLOWED - access to vhost '/' refused for user 'guest'";
         let table = [
             (Soft::CONTENTTOOLARGE.into(), "", ErrorKind::PayloadTooLarge, false),
             (Soft::PRECONDITIONFAILED.into(), mismatch, ErrorKind::InvalidState, false),
@@ -115,7 +116,7 @@ mod tests {
             (Soft::NOROUTE.into(), "", ErrorKind::NotFound, false),
             (Soft::NOCONSUMERS.into(), "", ErrorKind::Broker, false),
             (Hard::NOTALLOWED.into(), vhost, ErrorKind::NotFound, false),
-            (Hard::NOTALLOWED.into(), "", ErrorKind::Denied, false),
+            (Hard::NOTALLOWED.into(), access, ErrorKind::Denied, false),
             (Hard::INVALIDPATH.into(), "", ErrorKind::NotFound, false),
             (Hard::CONNECTIONFORCED.into(), "", ErrorKind::Connection, true),
             (Hard::RESOURCEERROR.into(), "", ErrorKind::Throttled, true),

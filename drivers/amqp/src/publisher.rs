@@ -29,7 +29,8 @@ use crate::error::{closed, mapped, max_message_size};
 use crate::health::{Health, describe};
 use crate::topology::{Side, Target, Topology};
 
-/// Publishes that wait for their confirms. A window of 1,024 reaches what the client can do.
+/// Publishes that wait for their confirms, and as many that wait for their turn. A window of 1,024
+/// reaches what the client can do.
 const WINDOW: usize = 2_048;
 
 /// How often a blocked connection is looked at. The client tells only one listener.
@@ -107,7 +108,7 @@ impl Publisher {
         with_due: bool,
         health: Arc<Health>,
     ) -> Result<Self> {
-        let (requests, receiver) = mpsc::channel(256);
+        let (requests, receiver) = mpsc::channel(WINDOW);
         let closing = CancellationToken::new();
         let mut worker = Worker {
             connections,
@@ -256,6 +257,10 @@ impl Worker {
     fn is_finished(&mut self) -> bool {
         if self.closing.is_cancelled() {
             self.requests.close();
+        }
+        // What callers have given up on is not kept until the broker is back.
+        while let Ok(request) = self.requests.try_recv() {
+            self.backlog.push_back(request);
         }
         self.backlog.retain(|request| !request.answer.is_closed());
         self.backlog.is_empty() && self.requests.is_closed() && self.requests.is_empty()
