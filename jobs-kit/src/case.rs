@@ -113,9 +113,9 @@ impl Case {
         self.needs
     }
 
-    /// True if it disturbs the broker, so that no other case may run.
+    /// True if it causes faults, see [`Harness::apart`](crate::Harness::apart).
     #[must_use]
-    pub fn is_exclusive(&self) -> bool {
+    pub fn causes_faults(&self) -> bool {
         self.needs.iter().any(|feature| matches!(feature, Feature::Fault(_)))
     }
 

@@ -5,13 +5,16 @@ mod attempts;
 mod auto_ack;
 mod backpressure;
 mod batch;
+mod books;
 mod cancellation;
 mod concurrency;
+mod crash;
 mod delay;
 mod errors;
 mod leases;
 mod lifecycle;
 mod ordering;
+mod outage;
 mod priority;
 mod push;
 mod reconnect;
@@ -44,6 +47,8 @@ pub fn all() -> Vec<Case> {
         cancellation::cases(),
         concurrency::cases(),
         reconnect::cases(),
+        outage::cases(),
+        crash::cases(),
     ];
     groups.into_iter().flatten().collect()
 }

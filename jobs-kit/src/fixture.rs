@@ -9,7 +9,7 @@ use jobs_core::{Bytes, Driver, Error, ErrorKind, JobId, Message, Pipeline, Plan,
 use tokio::runtime::Handle;
 
 use crate::wait::{eventually, within};
-use crate::{Harness, TestPipeline, Unexpected, poll_times};
+use crate::{Fault, Harness, TestPipeline, Unexpected, poll_times};
 
 /// The world of one case. Clones are the same world.
 #[derive(Clone)]
@@ -24,6 +24,8 @@ struct Inner {
     tasks: OnceLock<usize>,
     configured: Mutex<Vec<Pipeline>>,
     opened: Mutex<Vec<Arc<dyn Driver>>>,
+    /// Faults that were begun and not ended.
+    faults: Mutex<Vec<Fault>>,
 }
 
 impl Fixture {
@@ -35,6 +37,7 @@ impl Fixture {
                 tasks: OnceLock::new(),
                 configured: Mutex::default(),
                 opened: Mutex::default(),
+                faults: Mutex::default(),
             }),
         }
     }
@@ -97,7 +100,8 @@ impl Fixture {
         capacity: u32,
         push_timeout: Duration,
     ) -> Result<Pipeline> {
-        let config = self.configure().await?;
+        // No more jobs than that exist, so that the prefetch limits nothing.
+        let config = self.configure_prefetch(capacity).await?;
         let config = self.harness().with_capacity(config, capacity, push_timeout);
         config.ok_or_else(|| unavailable("a queue that fills"))
     }
@@ -146,6 +150,46 @@ impl Fixture {
     /// As [`configure`](Self::configure) and [`start`](Self::start).
     pub async fn pipeline(&self) -> Result<TestPipeline> {
         self.start(self.configure().await?).await
+    }
+
+    /// A fresh pipeline that consumes, with room for `jobs` in the process.
+    ///
+    /// # Errors
+    /// As [`pipeline`](Self::pipeline).
+    pub async fn pipeline_of(&self, jobs: usize) -> Result<TestPipeline> {
+        let prefetch = u32::try_from(jobs).unwrap_or(u32::MAX);
+        self.start(self.configure_prefetch(prefetch).await?).await
+    }
+
+    /// Begins a fault. What a case does not [`end`](Self::end) ends with the case.
+    ///
+    /// # Errors
+    /// The harness's.
+    pub async fn begin(&self, fault: Fault) -> Result<()> {
+        lock(&self.inner.faults).push(fault);
+        self.harness().begin(fault).await
+    }
+
+    /// Ends a fault.
+    ///
+    /// # Errors
+    /// The harness's.
+    pub async fn end(&self, fault: Fault) -> Result<()> {
+        self.harness().end(fault).await?;
+        lock(&self.inner.faults).retain(|begun| *begun != fault);
+        Ok(())
+    }
+
+    /// Begins a fault and ends it: at once, or after [`Harness::silence`] if it is a stall.
+    ///
+    /// # Errors
+    /// The harness's.
+    pub async fn inject(&self, fault: Fault) -> Result<()> {
+        self.begin(fault).await?;
+        if fault == Fault::Stall {
+            tokio::time::sleep(self.harness().silence()).await;
+        }
+        self.end(fault).await
     }
 
     /// Awaits what must happen.
@@ -207,13 +251,19 @@ impl Fixture {
         .await
     }
 
-    /// Stops every driver, looks for what is left, and cleans up. The first failure counts; the
-    /// rest is done all the same.
+    /// Ends faults, stops every driver, looks for what is left, and cleans up. The first failure
+    /// counts; the rest is done all the same.
     pub(crate) async fn close(&self) -> Result<(), Unexpected> {
         // Held until the end: it is the stop that must end their tasks, not the drop.
         let opened = lock(&self.inner.opened).clone();
         let configured = lock(&self.inner.configured).clone();
+        let faults = lock(&self.inner.faults).clone();
         let mut answer = Ok(());
+        for fault in faults.into_iter().rev() {
+            let ended = self.end(fault).await;
+            answer = answer
+                .and(ended.map_err(|error| Unexpected::new(format!("end `{fault}`: {error:?}"))));
+        }
         for driver in &opened {
             answer = answer.and(self.stop(driver).await);
         }

@@ -1,8 +1,11 @@
 //! What the kit needs to know about a broker.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use jobs_core::{Error, ErrorKind, Options, Pipeline, Registry, Result, async_trait};
+
+use crate::Fault;
 
 /// How to make pipelines of one configuration on one broker, and how to disturb it.
 ///
@@ -21,8 +24,8 @@ pub trait Harness: Send + Sync + 'static {
     /// The configuration of a pipeline on an empty queue. `name` is used by nobody else and is fit
     /// for the names of queues: at most 40 letters, digits and dashes.
     ///
-    /// Connecting the same configuration twice must make two consumers of one queue. Its prefetch
-    /// must be 50 at least: cases hold several jobs at once.
+    /// Connecting the same configuration twice must make two consumers of one queue. Any prefetch
+    /// will do: a case that holds several jobs at once sets its own.
     async fn pipeline(&self, name: &str) -> Result<Pipeline>;
 
     /// Removes what a pipeline left at the broker. Called when its drivers have stopped. Default:
@@ -34,6 +37,12 @@ pub trait Harness: Send + Sync + 'static {
     /// Limits the jobs in the process. Default: the option `prefetch`.
     fn with_prefetch(&self, pipeline: Pipeline, prefetch: u32) -> Pipeline {
         pipeline.with_option("prefetch", prefetch)
+    }
+
+    /// Limits how long a push waits for its broker. Default: the option `push_timeout`, as text.
+    /// Needed for faults only.
+    fn with_push_timeout(&self, pipeline: Pipeline, push_timeout: Duration) -> Pipeline {
+        pipeline.with_option("push_timeout", format!("{}ms", push_timeout.as_millis()))
     }
 
     /// Limits how long a worker may hold a job without a sign of life. Default: not available.
@@ -73,38 +82,34 @@ pub trait Harness: Send + Sync + 'static {
         Duration::from_secs(30)
     }
 
-    /// The faults that [`inject`](Self::inject) can cause. Default: none.
+    /// The faults that [`begin`](Self::begin) can cause. Default: none.
     fn faults(&self) -> &[Fault] {
         &[]
     }
 
-    /// Causes a fault, and returns when the broker can be reached again. Cases that call this run
-    /// alone.
-    async fn inject(&self, _fault: Fault) -> Result<()> {
-        Err(Error::new(ErrorKind::Unsupported, "inject"))
+    /// The same configuration on a broker of its own, for cases that cause faults. They run one
+    /// after another beside the other cases.
+    ///
+    /// Default: there is no second broker, and while one of them runs no other case does.
+    fn apart(&self) -> Option<Arc<dyn Harness>> {
+        None
     }
-}
 
-/// What can happen to a broker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Fault {
-    /// Killed without warning, and started again.
-    Kill,
-    /// All connections are cut.
-    Cut,
-    /// Silent for a while, with its connections open.
-    Stall,
-}
+    /// Begins a fault, and returns when it has happened: connections are gone, or nothing more
+    /// crosses them.
+    async fn begin(&self, _fault: Fault) -> Result<()> {
+        Err(Error::new(ErrorKind::Unsupported, "begin"))
+    }
 
-impl Fault {
-    /// The fault's name: `kill`, `cut` or `stall`.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Kill => "kill",
-            Self::Cut => "cut",
-            Self::Stall => "stall",
-        }
+    /// Ends a fault, and returns when the broker can be reached again. Ending one that was not
+    /// begun, or only half, does what is left to do. The kit ends what a case leaves behind.
+    async fn end(&self, _fault: Fault) -> Result<()> {
+        Err(Error::new(ErrorKind::Unsupported, "end"))
+    }
+
+    /// How long a stall lasts: longer than the driver takes to notice that its broker is silent.
+    /// Default: 1 s.
+    fn silence(&self) -> Duration {
+        Duration::from_secs(1)
     }
 }

@@ -10,6 +10,8 @@ use jobs_core::JobId;
 #[derive(Debug, Default)]
 pub struct Ledger {
     entries: Mutex<HashMap<JobId, Entry>>,
+    /// An ack that returned `Ok` may be lost all the same.
+    unconfirmed: bool,
 }
 
 #[derive(Debug, Default)]
@@ -66,6 +68,14 @@ impl Ledger {
         Self::default()
     }
 
+    /// An empty ledger for a pipeline whose acks nobody confirms
+    /// ([`acks_confirmed`](jobs_core::Capabilities::acks_confirmed)): a job that comes back after
+    /// one is a duplicate and no more.
+    #[must_use]
+    pub fn unconfirmed() -> Self {
+        Self { unconfirmed: true, ..Self::default() }
+    }
+
     /// A push begins. Called before it, because a delivery may come first.
     pub fn pushing(&self, id: &JobId) {
         self.entries().entry(id.clone()).or_default();
@@ -85,7 +95,7 @@ impl Ledger {
     pub fn delivered(&self, id: &JobId) {
         self.entry(id, |entry| {
             entry.duplicates += u64::from(entry.held > 0 || entry.end.is_some());
-            entry.came_back |= entry.end.is_some();
+            entry.came_back |= entry.end.is_some() && !self.unconfirmed;
             entry.held += 1;
         });
     }
@@ -109,7 +119,7 @@ impl Ledger {
     fn end(&self, id: &JobId, end: End) -> bool {
         self.entry(id, |entry| {
             let first = entry.end.is_none();
-            entry.came_back |= !first;
+            entry.came_back |= !first && !self.unconfirmed;
             entry.end.get_or_insert(end);
             first
         })
@@ -210,6 +220,19 @@ mod tests {
         ledger.delivered(&id());
         let totals = ledger.totals(0);
         assert_eq!((totals.duplicated, totals.came_back, totals.is_sound()), (2, 1, false));
+    }
+
+    #[test]
+    fn where_acks_are_not_confirmed_a_job_may_come_back() {
+        let ledger = Ledger::unconfirmed();
+        ledger.accepted(&id());
+        for _ in 0..2 {
+            ledger.delivered(&id());
+            ledger.returning(&id());
+            ledger.done(&id());
+        }
+        let totals = ledger.totals(0);
+        assert_eq!((totals.done, totals.duplicated, totals.is_sound()), (1, 1, true));
     }
 
     #[test]

@@ -83,6 +83,46 @@ impl TestPipeline {
         Ok(ids)
     }
 
+    /// As [`push_numbered`](Self::push_numbered) when the broker was away a moment ago: a message
+    /// that fails is pushed again, so that it may be stored twice.
+    ///
+    /// # Errors
+    /// If one does not succeed within the deadline.
+    pub async fn push_eventually(&self, count: usize) -> Result<Vec<JobId>, Unexpected> {
+        let mut ids = Vec::with_capacity(count);
+        for number in 0..count {
+            let message = self.fixture.message(number.to_string());
+            ids.push(message.id().clone());
+            self.eventually("push", async || self.push(message.clone()).await).await?;
+        }
+        Ok(ids)
+    }
+
+    /// As [`run`](Self::run) when the broker was away a moment ago.
+    ///
+    /// # Errors
+    /// If it does not succeed within the deadline.
+    pub async fn run_eventually(&self) -> Result<(), Unexpected> {
+        self.eventually("run", async || self.run().await).await
+    }
+
+    /// As [`resume`](Self::resume) when the broker was away a moment ago.
+    ///
+    /// # Errors
+    /// If it does not succeed within the deadline.
+    pub async fn resume_eventually(&self) -> Result<(), Unexpected> {
+        self.eventually("resume", async || self.resume().await).await
+    }
+
+    async fn eventually<T>(
+        &self,
+        what: &str,
+        mut call: impl AsyncFnMut() -> Result<T>,
+    ) -> Result<T, Unexpected> {
+        let answer = async || call().await.map_err(|error| format!("{error:?}"));
+        self.fixture.eventually(what, answer).await
+    }
+
     /// Pushes messages at once.
     pub async fn push_batch(&self, messages: Vec<Message>) -> Vec<Result<()>> {
         self.driver.push_batch(messages).await

@@ -2,7 +2,7 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
@@ -19,19 +19,30 @@ const DEADLINES: u32 = 10;
 /// Why it did not pass; also if there is no such case. A panic is a failure.
 pub fn run_case<H: Harness>(name: &str, harness: impl FnOnce() -> H) -> CaseResult {
     match cases::all().iter().find(|case| case.name() == name) {
-        Some(case) => run(case, || Arc::new(harness())),
+        Some(case) => run(case, || Arc::new(harness()), &RwLock::default()),
         None => Err(CaseError::Failed(format!("there is no case called `{name}`"))),
     }
 }
 
-pub(crate) fn run(case: &Case, harness: impl FnOnce() -> Arc<dyn Harness>) -> CaseResult {
+/// Runs a case. Configurations may share a broker: a case that disturbs it, for want of one of its
+/// own, waits for all others, and they for it.
+pub(crate) fn run(
+    case: &Case,
+    harness: impl FnOnce() -> Arc<dyn Harness>,
+    broker: &RwLock<()>,
+) -> CaseResult {
     let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let answer = guarded(|| {
-        let fixture = {
+        let harness = {
             let _entered = runtime.enter();
-            Fixture::new(harness())
+            harness()
         };
-        run_with(case, &fixture, &runtime)
+        let disturbs = case.causes_faults();
+        let apart = if disturbs { harness.apart() } else { None };
+        let alone = disturbs && apart.is_none();
+        let _others = (!disturbs).then(|| broker.read().unwrap_or_else(PoisonError::into_inner));
+        let _alone = alone.then(|| broker.write().unwrap_or_else(PoisonError::into_inner));
+        run_with(case, &Fixture::new(apart.unwrap_or(harness)), &runtime)
     });
     // A driver that blocks a thread for ever must not block the suite.
     runtime.shutdown_timeout(Duration::from_secs(1));

@@ -53,7 +53,8 @@ struct World {
 /// The harness's, and those of connecting, running and stopping. Failures while faults are caused
 /// are part of the soak.
 pub async fn soak(harness: Arc<dyn Harness>, soak: &Soak) -> Result<Totals> {
-    let fixture = Fixture::new(harness);
+    let apart = if soak.faults.is_empty() { None } else { harness.apart() };
+    let fixture = Fixture::new(apart.unwrap_or(harness));
     let answer = run(&fixture, soak).await;
     fixture.close().await.map_err(|error| {
         Error::new(jobs_core::ErrorKind::InvalidState, "stop").with_source(error)
@@ -68,10 +69,12 @@ async fn run(fixture: &Fixture, soak: &Soak) -> Result<Totals> {
     while consumers.len() < CONSUMERS {
         consumers.push(first.second().await.map_err(into_error)?);
     }
+    let capabilities = first.driver().capabilities();
+    let confirmed = capabilities.acks_confirmed;
     let world = Arc::new(World {
-        ledger: Ledger::new(),
+        ledger: if confirmed { Ledger::new() } else { Ledger::unconfirmed() },
         open: Semaphore::new(OPEN),
-        capabilities: first.driver().capabilities(),
+        capabilities,
         draining: AtomicBool::new(false),
     });
     let mut random = Rng::with_seed(soak.seed);
@@ -241,7 +244,7 @@ async fn disturb(fixture: &Fixture, faults: &[Fault], mut random: Rng, end: Inst
         if Instant::now() >= end {
             break;
         }
-        fixture.harness().inject(*fault).await?;
+        fixture.inject(*fault).await?;
     }
     sleep_until(end).await;
     Ok(())

@@ -1,27 +1,49 @@
 //! All cases on all configurations, as a test program.
 
+mod run;
+
 use std::fmt;
+use std::num::NonZeroUsize;
 use std::process::ExitCode;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
-use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use libtest_mimic::Arguments;
 
-use crate::{Case, CaseError, Harness, cases, runner};
+use crate::{Case, Harness, cases};
 
-type MakeHarness = Arc<dyn Fn() -> Arc<dyn Harness> + Send + Sync>;
+pub use run::Repeated;
+use run::{MakeHarness, Run};
 
 /// The conformance suite of one driver.
-#[derive(Default)]
+///
+/// Cases run in parallel. Those that cause faults run one after another on a thread of their own,
+/// each several times.
 #[must_use = "a suite does nothing until it is run"]
 pub struct Suite {
-    configurations: Vec<(String, MakeHarness)>,
+    configurations: Vec<Configuration>,
     gaps: Vec<Gap>,
+    threads: Option<NonZeroUsize>,
+    fault_runs: u32,
+}
+
+struct Configuration {
+    name: String,
+    harness: MakeHarness,
+    /// Beginnings of the names of the kit's cases that it runs.
+    only: Option<Vec<String>>,
+    own: Vec<Arc<Case>>,
 }
 
 struct Gap {
     configuration: String,
     case: String,
     reason: String,
+}
+
+impl Default for Suite {
+    fn default() -> Self {
+        Self { configurations: Vec::new(), gaps: Vec::new(), threads: None, fault_runs: 3 }
+    }
 }
 
 impl Suite {
@@ -36,8 +58,38 @@ impl Suite {
         name: impl Into<String>,
         harness: impl Fn() -> H + Send + Sync + 'static,
     ) -> Self {
-        self.configurations.push((name.into(), Arc::new(move || Arc::new(harness()))));
+        self.configurations.push(Configuration {
+            name: name.into(),
+            harness: Arc::new(move || Arc::new(harness())),
+            only: None,
+            own: Vec::new(),
+        });
         self
+    }
+
+    /// Of the kit's cases, a configuration runs only those whose names begin with one of these,
+    /// such as `push::`.
+    ///
+    /// # Panics
+    /// If there is no such configuration.
+    pub fn only(mut self, configuration: &str, names: &[&str]) -> Self {
+        let names = names.iter().map(|name| (*name).to_owned()).collect();
+        self.find(configuration).only = Some(names);
+        self
+    }
+
+    /// Adds cases of the driver's own to a configuration.
+    ///
+    /// # Panics
+    /// If there is no such configuration.
+    pub fn cases(mut self, configuration: &str, cases: impl IntoIterator<Item = Case>) -> Self {
+        self.find(configuration).own.extend(cases.into_iter().map(Arc::new));
+        self
+    }
+
+    fn find(&mut self, name: &str) -> &mut Configuration {
+        let found = self.configurations.iter_mut().find(|known| known.name == name);
+        found.unwrap_or_else(|| panic!("no configuration `{name}`"))
     }
 
     /// Reports a case as ignored. The reason says why it cannot pass, with a link to where the
@@ -56,6 +108,19 @@ impl Suite {
         self
     }
 
+    /// How many cases run at once, unless the program's arguments say. Default: one per core; more
+    /// are better where cases mostly wait for a broker.
+    pub fn threads(mut self, threads: NonZeroUsize) -> Self {
+        self.threads = Some(threads);
+        self
+    }
+
+    /// How often a case that causes faults runs; its first failure is its answer. Default: 3.
+    pub fn fault_runs(mut self, runs: u32) -> Self {
+        self.fault_runs = runs;
+        self
+    }
+
     /// Runs what the program's arguments select, and reports it as `cargo test` does.
     ///
     /// Return the answer from `main`, so that everything on its stack is dropped.
@@ -63,83 +128,69 @@ impl Suite {
     /// # Panics
     /// If a known gap names no configuration or case of this suite.
     pub fn run(self) -> ExitCode {
-        let arguments = Arguments::from_args();
-        libtest_mimic::run(&arguments, self.trials()).exit_code()
+        let mut arguments = Arguments::from_args();
+        arguments.test_threads = arguments.test_threads.or(self.threads.map(NonZeroUsize::get));
+        run::report(self.runs(), &arguments)
     }
 
-    fn trials(self) -> Vec<Trial> {
-        let cases: Vec<_> = cases::all().into_iter().map(Arc::new).collect();
-        for gap in &self.gaps {
-            let known = self.configurations.iter().any(|(name, _)| *name == gap.configuration)
-                && cases.iter().any(|case| case.name() == gap.case);
-            assert!(known, "no case `{}::{}` to have a gap", gap.configuration, gap.case);
-        }
+    /// Runs each case that causes faults so many times, whatever fails, and reports each when it is
+    /// done.
+    ///
+    /// # Panics
+    /// As [`run`](Self::run).
+    pub fn repeat_faults(self, times: u32, report: impl FnMut(&Repeated)) {
+        run::repeat_faults(&self.runs(), times, report);
+    }
+
+    fn runs(&self) -> Vec<Run> {
+        let kit: Vec<_> = cases::all().into_iter().map(Arc::new).collect();
         let broker = Arc::default();
-        let mut trials = Vec::with_capacity(self.configurations.len() * cases.len());
-        for (name, harness) in &self.configurations {
-            for case in &cases {
-                let gap = self.gap(name, case).map(str::to_owned);
-                let (case, harness) = (Arc::clone(case), Arc::clone(harness));
-                trials.push(trial(name, case, harness, gap, Arc::clone(&broker)));
+        let mut runs = Vec::new();
+        for configuration in &self.configurations {
+            for case in configuration.select(&kit) {
+                let name = format!("{}::{}", configuration.name, case.name());
+                let gap = self.gap(&name).map(|gap| gap.reason.clone());
+                let harness = Arc::clone(&configuration.harness);
+                let times = if case.causes_faults() { self.fault_runs } else { 1 };
+                let broker = Arc::clone(&broker);
+                runs.push(Run { name, case, harness, gap, broker, times });
             }
         }
-        trials
+        for gap in &self.gaps {
+            let known = runs.iter().any(|run| gap.is_of(&run.name));
+            assert!(known, "no case `{}::{}` to have a gap", gap.configuration, gap.case);
+        }
+        runs
     }
 
-    fn gap(&self, configuration: &str, case: &Case) -> Option<&str> {
-        let gap = self
-            .gaps
-            .iter()
-            .find(|gap| gap.configuration == configuration && gap.case == case.name());
-        gap.map(|gap| gap.reason.as_str())
+    fn gap(&self, run: &str) -> Option<&Gap> {
+        self.gaps.iter().find(|gap| gap.is_of(run))
+    }
+}
+
+impl Gap {
+    fn is_of(&self, run: &str) -> bool {
+        run.strip_prefix(&self.configuration).and_then(|rest| rest.strip_prefix("::"))
+            == Some(self.case.as_str())
+    }
+}
+
+impl Configuration {
+    fn select<'a>(&'a self, kit: &'a [Arc<Case>]) -> impl Iterator<Item = Arc<Case>> + 'a {
+        let begins = |case: &Case, names: &Vec<String>| {
+            names.iter().any(|name| case.name().starts_with(name.as_str()))
+        };
+        let selected =
+            move |case: &&Arc<Case>| self.only.as_ref().is_none_or(|names| begins(case, names));
+        kit.iter().filter(selected).chain(&self.own).cloned()
     }
 }
 
 impl fmt::Debug for Suite {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names = self.configurations.iter().map(|(name, _)| name);
+        let names = self.configurations.iter().map(|configuration| &configuration.name);
         f.debug_list().entries(names).finish()
     }
-}
-
-fn trial(
-    configuration: &str,
-    case: Arc<Case>,
-    harness: MakeHarness,
-    gap: Option<String>,
-    broker: Arc<RwLock<()>>,
-) -> Trial {
-    let name = format!("{configuration}::{}", case.name());
-    Trial::ignorable_test(name, move || {
-        if let Some(reason) = gap {
-            return Ok(Completion::ignored_with(reason));
-        }
-        match run_in_turn(&case, &harness, &broker) {
-            Ok(()) => Ok(Completion::Completed),
-            Err(CaseError::Ignored(reason)) => Ok(Completion::ignored_with(reason)),
-            Err(CaseError::Failed(message)) => Err(failed(&case, &message)),
-        }
-    })
-}
-
-/// Configurations may share a broker: a case that disturbs it waits for all others, and they for it.
-fn run_in_turn(case: &Case, harness: &MakeHarness, broker: &RwLock<()>) -> crate::CaseResult {
-    if case.is_exclusive() {
-        let _alone = broker.write().unwrap_or_else(PoisonError::into_inner);
-        runner::run(case, || harness())
-    } else {
-        let _shared = broker.read().unwrap_or_else(PoisonError::into_inner);
-        runner::run(case, || harness())
-    }
-}
-
-fn failed(case: &Case, message: &str) -> Failed {
-    let invariants: Vec<_> = case.invariants().iter().map(ToString::to_string).collect();
-    let invariants = match invariants.as_slice() {
-        [] => String::new(),
-        numbers => format!(" (invariant {})", numbers.join(", ")),
-    };
-    format!("{message}\nproves: {}{invariants}", case.proves()).into()
 }
 
 #[cfg(test)]
@@ -162,21 +213,36 @@ mod tests {
         }
     }
 
+    fn names(suite: &Suite) -> Vec<String> {
+        suite.runs().into_iter().map(|run| run.name).collect()
+    }
+
     #[test]
     fn a_test_per_configuration_and_case() {
         let suite = Suite::new()
             .configuration("a", Nothing::default)
             .configuration("b", Nothing::default)
             .known_gap("a", "push::works_before_run", "reason");
-        let names: Vec<_> = suite.trials().iter().map(|trial| trial.name().to_owned()).collect();
+        let names = names(&suite);
         assert_eq!(names.len(), 2 * cases::all().len());
         assert!(names.contains(&"b::push::works_before_run".to_owned()));
+    }
+
+    #[test]
+    fn a_configuration_may_have_fewer_cases_and_its_own() {
+        let suite = Suite::new()
+            .configuration("a", Nothing::default)
+            .only("a", &["push::works", "batch::empty_answers_empty"])
+            .cases("a", [Case::new("own::case", &[], "a thing", async |_| Ok(()))]);
+        let expected =
+            ["a::push::works_before_run", "a::batch::empty_answers_empty", "a::own::case"];
+        assert_eq!(names(&suite), expected);
     }
 
     #[test]
     #[should_panic(expected = "no case `a::push::works_after_run` to have a gap")]
     fn a_gap_in_no_case_is_refused() {
         let suite = Suite::new().configuration("a", Nothing::default);
-        suite.known_gap("a", "push::works_after_run", "reason").trials();
+        suite.known_gap("a", "push::works_after_run", "reason").runs();
     }
 }

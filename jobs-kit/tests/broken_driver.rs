@@ -2,7 +2,10 @@
 
 mod support;
 
-use jobs_kit::{CaseError, run_case};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use jobs_kit::{Case, CaseError, Fault, Feature, Suite, run_case};
 use support::{Defect, Small};
 
 /// Demands that `case` passes without the defect, and fails with it.
@@ -124,6 +127,79 @@ fn loses_jobs_on_pause() {
 }
 
 #[test]
+fn loses_the_newest_jobs_at_a_kill() {
+    caught(Defect::LosesNewestAtKill, "crash::pushes_outlive_a_kill");
+}
+
+#[test]
+fn loses_unsettled_jobs_at_a_kill() {
+    caught(Defect::LosesUnsettledAtKill, "crash::consumption_outlives_a_kill");
+}
+
+#[test]
+fn loses_delayed_jobs_at_a_kill() {
+    caught(Defect::LosesDelayedAtKill, "crash::delays_outlive_a_kill");
+}
+
+#[test]
+fn forgets_to_subscribe_again() {
+    for case in [
+        "reconnect::consuming_resumes_after_kill",
+        "reconnect::consuming_resumes_after_cut",
+        "reconnect::consuming_resumes_after_reset",
+        "reconnect::consuming_resumes_after_stall",
+    ] {
+        caught(Defect::ForgetsToSubscribeAgain, case);
+    }
+}
+
+#[test]
+fn forgets_a_pause_at_a_cut() {
+    caught(Defect::ForgetsPauseAtCut, "reconnect::a_pause_outlives_a_cut");
+    caught(Defect::ForgetsPauseAtCut, "outage::pause_takes_effect");
+}
+
+#[test]
+fn settles_a_requeue_before_it_stores_the_copy() {
+    caught(Defect::SettlesBeforeItStores, "reconnect::requeues_outlive_a_cut");
+    caught(Defect::SettlesBeforeItStores, "reconnect::delayed_requeues_outlive_a_cut");
+}
+
+#[test]
+fn accepts_a_receipt_of_a_dead_connection() {
+    caught(Defect::AcceptsStaleReceipt, "reconnect::unsettled_jobs_come_back");
+    caught(Defect::AcceptsStaleReceipt, "outage::settling_is_refused");
+}
+
+#[test]
+fn leaves_a_consumer_behind() {
+    caught(Defect::LeavesConsumerBehind, "reconnect::a_stopped_consumer_stays_away");
+}
+
+#[test]
+fn fails_pushes_at_once() {
+    caught(Defect::FailsPushesAtOnce, "outage::a_push_waits_for_the_broker");
+    caught(Defect::FailsPushesAtOnce, "outage::a_push_fails_in_time");
+}
+
+#[test]
+fn denies_what_it_stored() {
+    caught(Defect::DeniesWhatItStored, "outage::a_push_fails_in_time");
+}
+
+#[test]
+fn lies_in_state_while_away() {
+    caught(Defect::LiesInStateWhileAway, "outage::state_is_unknown_when_cut_off");
+}
+
+#[test]
+fn waits_in_stop_for_ever() {
+    caught(Defect::WaitsInStopForEver, "outage::stop_is_bounded_when_killed");
+    caught(Defect::WaitsInStopForEver, "outage::stop_is_bounded_when_cut_off");
+    caught(Defect::WaitsInStopForEver, "outage::stop_is_bounded_when_silent");
+}
+
+#[test]
 fn an_unknown_case_is_a_failure() {
     let answer = run_case("push::no_such_case", || Small::new(None));
     assert!(matches!(answer, Err(CaseError::Failed(_))), "{answer:?}");
@@ -134,4 +210,52 @@ fn what_the_harness_cannot_do_is_ignored_with_its_reason() {
     let answer = run_case("backpressure::a_full_queue_throttles", || Small::new(None));
     let Err(CaseError::Ignored(reason)) = answer else { panic!("{answer:?}") };
     assert_eq!(reason, "this configuration has no full queue");
+}
+
+/// A case that fails in its second run only, and counts its runs.
+fn fails_once(runs: &Arc<AtomicU32>) -> Case {
+    let runs = Arc::clone(runs);
+    let case = Case::new("own::second", &[], "a thing", move |_| {
+        let run = runs.fetch_add(1, Ordering::Relaxed) + 1;
+        async move {
+            match run {
+                2 => Err(CaseError::Failed("the second".into())),
+                _ => Ok(()),
+            }
+        }
+    });
+    case.needs(&[Feature::Fault(Fault::Cut)])
+}
+
+#[test]
+fn fault_cases_run_as_often_as_told() {
+    let runs = Arc::default();
+    let suite = Suite::new()
+        .configuration("small", || Small::new(None))
+        .only("small", &["push::"])
+        .cases("small", [fails_once(&runs)]);
+    let mut seen = Vec::new();
+    suite.repeat_faults(5, |repeated| {
+        seen.push((repeated.name.clone(), repeated.passed, repeated.failures.clone()));
+    });
+    assert_eq!(seen, [("small::own::second".to_owned(), 4, vec!["the second".to_owned()])]);
+    assert_eq!(runs.load(Ordering::Relaxed), 5);
+}
+
+#[test]
+fn a_fault_that_a_case_leaves_behind_ends_with_it() {
+    let case = Case::new("own::careless", &[], "a thing", async |fx: jobs_kit::Fixture| {
+        let pipeline = fx.pipeline().await?;
+        fx.begin(Fault::Cut).await?;
+        drop(pipeline);
+        Err(CaseError::Failed("half way".into()))
+    });
+    let small = Small::new(None);
+    let same = small.clone();
+    let suite = Suite::new()
+        .configuration("small", move || same.clone())
+        .only("small", &[])
+        .cases("small", [case.needs(&[Feature::Fault(Fault::Cut)])]);
+    suite.repeat_faults(1, |repeated| assert_eq!(repeated.failures, ["half way"]));
+    assert!(small.can_be_reached(), "the kit ends what a case leaves behind");
 }

@@ -51,7 +51,7 @@ async fn a_dropped_job_comes_back(fx: Fixture) -> CaseResult {
 }
 
 async fn unsettled_jobs_outlive_their_consumer(fx: Fixture) -> CaseResult {
-    let pipeline = fx.pipeline().await?;
+    let pipeline = fx.pipeline_of(5).await?;
     let second = fx.connect(pipeline.config().clone()).await?;
     let pushed = pipeline.push_numbered(5).await?;
     let held = pipeline.take(5).await?;

@@ -37,7 +37,8 @@ async fn start_at_one(fx: Fixture) -> CaseResult {
     for answer in pipeline.push_batch(vec![fx.message("batched"), fx.message("batched")]).await {
         answer?;
     }
-    for job in pipeline.take(3).await? {
+    for _ in 0..3 {
+        let job = pipeline.next().await?;
         assert_eq!(job.attempt(), 1, "{job:?}");
         job.ack().await?;
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jobs_core::{Job, JobId, Outcome};
 
-use super::{ids, sorted, text};
+use super::{sorted, text};
 use crate::{Case, CaseError, CaseResult, Feature, Fixture, TestPipeline};
 
 /// Polls after which a future is dropped; one that is ready sooner is done.
@@ -201,7 +201,7 @@ async fn a_waiting_push_stores_nothing(fx: Fixture) -> CaseResult {
 }
 
 async fn settle_takes_effect_all_the_same(fx: Fixture) -> CaseResult {
-    let pipeline = fx.pipeline().await?;
+    let pipeline = fx.pipeline_of(3).await?;
     for polls in POLLS {
         let pushed = pipeline.push_numbered(3).await?;
         let mut kept = Vec::new();
@@ -292,11 +292,7 @@ async fn stop_continues(fx: Fixture) -> CaseResult {
         drop(held);
     }
     second.run().await?;
-    let back = second.take(5).await?;
-    assert_eq!(sorted(ids(&back)), sorted(pushed));
-    for job in back {
-        job.ack().await?;
-    }
+    assert_eq!(sorted(second.ack_next(5).await?), sorted(pushed));
     second.expect_empty().await?;
     Ok(())
 }

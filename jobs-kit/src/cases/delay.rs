@@ -105,7 +105,8 @@ async fn does_not_block_others(fx: Fixture) -> CaseResult {
     pipeline.push(fx.message("soon").with_delay(DELAY)).await?;
     pipeline.push(fx.message("now")).await?;
     let mut found = Vec::new();
-    for job in pipeline.take(2).await? {
+    for _ in 0..2 {
+        let job = pipeline.next().await?;
         found.push(text(&job));
         job.ack().await?;
     }
@@ -136,7 +137,8 @@ async fn counts_no_attempt(fx: Fixture) -> CaseResult {
         pipeline.push(message).await?;
     }
     let mut found = Vec::new();
-    for job in pipeline.take(5).await? {
+    for _ in 0..5 {
+        let job = pipeline.next().await?;
         assert_eq!(job.attempt(), 1, "{job:?}");
         found.push(job.id().clone());
         job.ack().await?;

@@ -136,7 +136,7 @@ async fn pause_gives_back(fx: Fixture) -> CaseResult {
 }
 
 async fn push_and_settle_go_on_while_paused(fx: Fixture) -> CaseResult {
-    let pipeline = fx.pipeline().await?;
+    let pipeline = fx.pipeline_of(3).await?;
     pipeline.push_numbered(3).await?;
     let mut held = pipeline.take(3).await?;
     pipeline.pause().await?;
@@ -210,7 +210,7 @@ async fn stop_before_run(fx: Fixture) -> CaseResult {
 }
 
 async fn settle_after_stop_is_refused(fx: Fixture) -> CaseResult {
-    let pipeline = fx.pipeline().await?;
+    let pipeline = fx.pipeline_of(3).await?;
     let second = fx.connect(pipeline.config().clone()).await?;
     let pushed = pipeline.push_numbered(3).await?;
     let held = pipeline.take(3).await?;

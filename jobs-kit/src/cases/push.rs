@@ -67,7 +67,7 @@ async fn delivers_what_was_pushed(fx: Fixture) -> CaseResult {
 }
 
 async fn delivers_each_job_once(fx: Fixture) -> CaseResult {
-    let pipeline = fx.pipeline().await?;
+    let pipeline = fx.pipeline_of(10).await?;
     let second = pipeline.second().await?;
     let pushed = pipeline.push_numbered(10).await?;
     let mut jobs = Vec::new();

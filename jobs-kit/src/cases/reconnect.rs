@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use jobs_core::{ErrorKind, JobId, Outcome};
+use jobs_core::{ErrorKind, Job, JobId, Lease, Outcome};
 
-use super::{ids, sorted, workers};
-use crate::{Case, CaseError, CaseResult, Fault, Feature, Fixture, TestPipeline};
+use super::{ids, sorted};
+use crate::{Case, CaseResult, Fault, Feature, Fixture, TestPipeline};
 
 pub(super) fn cases() -> Vec<Case> {
     const KILL: &[Feature] = &[Feature::Fault(Fault::Kill)];
@@ -35,26 +35,26 @@ pub(super) fn cases() -> Vec<Case> {
         )
         .needs(STALL),
         Case::new(
-            "reconnect::confirmed_pushes_outlive_a_kill",
-            &[1],
-            "a push that returned Ok is delivered, whatever is killed in between",
-            |fx| confirmed_pushes_are_delivered(fx, Fault::Kill),
+            "reconnect::consuming_resumes_after_reset",
+            &[9],
+            "connections reset: consuming resumes by itself",
+            |fx| consuming_resumes(fx, Fault::Reset),
         )
-        .needs(KILL),
-        Case::new(
-            "reconnect::confirmed_pushes_outlive_a_cut",
-            &[1],
-            "a push that returned Ok is delivered, whatever is cut in between",
-            |fx| confirmed_pushes_are_delivered(fx, Fault::Cut),
-        )
-        .needs(CUT),
+        .needs(&[Feature::Fault(Fault::Reset)]),
         Case::new(
             "reconnect::requeues_outlive_a_cut",
             &[5],
             "a requeue with changes that is cut gives a duplicate at most, never a loss",
-            requeues_are_never_lost,
+            |fx| requeues_are_never_lost(fx, Duration::ZERO),
         )
         .needs(&[Feature::Fault(Fault::Cut), Feature::Requeue]),
+        Case::new(
+            "reconnect::delayed_requeues_outlive_a_cut",
+            &[5],
+            "a requeue with a delay that is cut gives a duplicate at most, never a loss",
+            |fx| requeues_are_never_lost(fx, Duration::from_millis(300)),
+        )
+        .needs(&[Feature::Fault(Fault::Cut), Feature::Requeue, Feature::Delay]),
         Case::new(
             "reconnect::unsettled_jobs_come_back",
             &[3, 7],
@@ -69,6 +69,13 @@ pub(super) fn cases() -> Vec<Case> {
             a_pause_outlives_a_cut,
         )
         .needs(CUT),
+        Case::new(
+            "reconnect::a_stopped_consumer_stays_away",
+            &[10],
+            "run, stop and start again, through cuts: no consumer is left behind that takes jobs",
+            a_stopped_consumer_stays_away,
+        )
+        .needs(CUT),
     ]
 }
 
@@ -76,43 +83,13 @@ async fn consuming_resumes(fx: Fixture, fault: Fault) -> CaseResult {
     let pipeline = fx.pipeline().await?;
     pipeline.push_numbered(3).await?;
     pipeline.ack_next(3).await?;
-    fx.harness().inject(fault).await?;
-    let message = fx.message("after the fault");
-    fx.eventually("a push after the fault", async || {
-        pipeline.push(message.clone()).await.map_err(|error| format!("{error:?}"))
-    })
-    .await?;
-    let found = pipeline.drain(1).await?;
-    assert!(found.contains(message.id()), "{found:?}");
-    Ok(())
-}
-
-async fn confirmed_pushes_are_delivered(fx: Fixture, fault: Fault) -> CaseResult {
-    let pipeline = fx.pipeline().await?;
-    if fault == Fault::Kill && !pipeline.driver().capabilities().durable {
-        return Err(CaseError::ignored("jobs of this configuration do not outlive the broker"));
-    }
-    let pusher = pipeline.clone();
-    let messages = fx.clone();
-    let pushing = tokio::spawn(async move {
-        let mut stored: Vec<JobId> = Vec::new();
-        for number in 0..200 {
-            let message = messages.message(number.to_string());
-            let id = message.id().clone();
-            // A push that fails may or may not be stored: only those that succeeded count.
-            if pusher.push(message).await.is_ok() {
-                stored.push(id);
-            }
-        }
-        stored
-    });
-    fx.harness().inject(fault).await?;
-    let stored = fx.within("pushes through the fault", pushing).await??;
-    ack_until_found(&pipeline, stored).await
+    fx.inject(fault).await?;
+    let pushed = pipeline.push_eventually(3).await?;
+    ack_until_found(&pipeline, pushed).await
 }
 
 /// Takes jobs until all of `missing` were seen.
-async fn ack_until_found(pipeline: &TestPipeline, missing: Vec<JobId>) -> CaseResult {
+pub(super) async fn ack_until_found(pipeline: &TestPipeline, missing: Vec<JobId>) -> CaseResult {
     let mut missing: BTreeSet<_> = missing.into_iter().collect();
     while !missing.is_empty() {
         let job = pipeline.next().await?;
@@ -123,36 +100,46 @@ async fn ack_until_found(pipeline: &TestPipeline, missing: Vec<JobId>) -> CaseRe
     Ok(())
 }
 
-async fn requeues_are_never_lost(fx: Fixture) -> CaseResult {
+pub(super) async fn expect_lease_lost(stale: Vec<Job>) {
+    for job in stale {
+        let Err(refused) = job.ack().await else { panic!("a stale receipt was taken") };
+        assert_eq!(refused.error().kind(), ErrorKind::LeaseLost, "{refused}");
+    }
+}
+
+async fn requeues_are_never_lost(fx: Fixture, delay: Duration) -> CaseResult {
     const JOBS: usize = 30;
-    let pipeline = fx.pipeline().await?;
+    let requeue = |job: Job| {
+        let headers = [("requeued", "yes")].into_iter().collect();
+        job.settle(Outcome::Requeue { delay, headers: Some(headers) })
+    };
+    let pipeline = fx.pipeline_of(JOBS).await?;
     let pushed = pipeline.push_numbered(JOBS).await?;
-    let held = pipeline.take(JOBS).await?;
-    let requeueing = tokio::spawn(async move {
-        for job in held {
-            let headers = [("requeued", "yes")].into_iter().collect();
-            let outcome = Outcome::Requeue { delay: Duration::ZERO, headers: Some(headers) };
-            // Whether it was taken or not, the job must come back.
-            drop(job.settle(outcome).await);
-        }
-    });
-    fx.harness().inject(Fault::Cut).await?;
-    fx.within("requeues through the fault", requeueing).await??;
+    let mut held = pipeline.take(JOBS).await?.into_iter();
+    // The outcome is handed over at once: some are under way when the first is answered, and the
+    // rest has hardly begun when the connection goes.
+    let first = held.next().map(requeue).expect("thirty");
+    let under_way: Vec<_> = held.by_ref().take(JOBS / 2).map(requeue).collect();
+    fx.within("a requeue", first).await??;
+    let begun: Vec<_> = held.map(requeue).collect();
+    fx.inject(Fault::Cut).await?;
+    for answer in under_way.into_iter().chain(begun) {
+        // Whether it was taken or not, the job must come back.
+        drop(fx.within("a requeue through the fault", answer).await?);
+    }
     ack_until_found(&pipeline, pushed).await
 }
 
 async fn unsettled_jobs_come_back(fx: Fixture) -> CaseResult {
-    let pipeline = fx.pipeline().await?;
+    // What is held until its receipt is refused has a credit, and its next delivery needs another.
+    let pipeline = fx.pipeline_of(10).await?;
     let pushed = pipeline.push_numbered(5).await?;
     let held = pipeline.take(5).await?;
-    fx.harness().inject(Fault::Cut).await?;
-    if pipeline.driver().capabilities().lease == jobs_core::Lease::Connection {
+    fx.inject(Fault::Cut).await?;
+    if pipeline.driver().capabilities().lease == Lease::Connection {
         let again = pipeline.take(5).await?;
         assert_eq!(sorted(ids(&again)), sorted(pushed));
-        for job in held {
-            let Err(refused) = job.ack().await else { panic!("a stale receipt was taken") };
-            assert_eq!(refused.error().kind(), ErrorKind::LeaseLost, "{refused}");
-        }
+        expect_lease_lost(held).await;
         for job in again {
             job.ack().await?;
         }
@@ -166,15 +153,37 @@ async fn unsettled_jobs_come_back(fx: Fixture) -> CaseResult {
 }
 
 async fn a_pause_outlives_a_cut(fx: Fixture) -> CaseResult {
-    const JOBS: usize = 5;
     let pipeline = fx.pipeline().await?;
+    pipeline.push_numbered(1).await?;
+    pipeline.ack_next(1).await?;
     pipeline.pause().await?;
-    fx.harness().inject(Fault::Cut).await?;
-    let pushed = pipeline.push_numbered(JOBS).await?;
+    fx.inject(Fault::Cut).await?;
+    let pushed = pipeline.push_eventually(5).await?;
     pipeline.expect_quiet().await?;
-    pipeline.resume().await?;
-    let found = workers::ack_all(&fx, &[pipeline.queue()], 1, JOBS).await?;
-    assert_eq!(found, sorted(pushed));
+    pipeline.resume_eventually().await?;
+    ack_until_found(&pipeline, pushed).await?;
     pipeline.expect_empty().await?;
+    Ok(())
+}
+
+async fn a_stopped_consumer_stays_away(fx: Fixture) -> CaseResult {
+    const ROUNDS: usize = 6;
+    const PREFETCH: u32 = 5;
+    let producer = fx.connect(fx.configure_prefetch(PREFETCH).await?).await?;
+    for round in 0..ROUNDS {
+        let consumer = fx.start(producer.config().clone()).await?;
+        fx.begin(Fault::Cut).await?;
+        if round % 2 == 0 {
+            // It is about to connect again when it is stopped.
+            fx.end(Fault::Cut).await?;
+        }
+        // What could not be flushed is its answer; it stops all the same.
+        drop(fx.within("stop", consumer.stop()).await?);
+        fx.end(Fault::Cut).await?;
+    }
+    let last = fx.start(producer.config().clone()).await?;
+    let pushed = producer.push_eventually(ROUNDS * PREFETCH as usize).await?;
+    ack_until_found(&last, pushed).await?;
+    last.expect_empty().await?;
     Ok(())
 }

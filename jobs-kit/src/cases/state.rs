@@ -83,7 +83,7 @@ async fn ready_means_consuming(fx: Fixture) -> CaseResult {
 }
 
 async fn counts_what_waits(fx: Fixture) -> CaseResult {
-    let pipeline = fx.connect(fx.configure().await?).await?;
+    let pipeline = fx.connect(fx.configure_prefetch(7).await?).await?;
     pipeline.push_numbered(7).await?;
     let waiting = |state: &State| {
         is(state.reserved, 7) && is(state.in_flight, 0) && is(state.delayed, 0) && state.active == 0
@@ -147,8 +147,8 @@ async fn counts_what_is_dead(fx: Fixture) -> CaseResult {
     let pipeline = fx.pipeline().await?;
     let kept = pipeline.driver().capabilities().reject.is_available();
     pipeline.push_numbered(3).await?;
-    for (done, job) in (1_u64..).zip(pipeline.take(3).await?) {
-        job.reject().await?;
+    for done in 1..=3 {
+        pipeline.next().await?.reject().await?;
         if kept {
             pipeline.expect_state("the rejected", |state| is(state.dead, done)).await?;
         }

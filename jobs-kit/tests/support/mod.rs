@@ -1,10 +1,10 @@
 //! A complete driver for a queue in this process, honest unless it is given a defect.
 
 mod harness;
+mod link;
 mod storage;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use jobs_core::{
@@ -12,13 +12,15 @@ use jobs_core::{
     Message, Outcome, Pipeline, Refusal, Result, Settling, State, Support, Token, Unsettled,
     async_trait,
 };
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 
 pub(crate) use harness::Small;
 use storage::Storage;
 
 const NAME: &str = "small";
+/// How long calls other than a push wait for the broker.
+const PATIENCE: Duration = Duration::from_millis(300);
 const MAX_DELAY: Duration = Duration::from_secs(24 * 3600);
 
 /// What a broken driver does wrong.
@@ -46,6 +48,17 @@ pub(crate) enum Defect {
     PushesAfterStop,
     IgnoresPriority,
     LosesJobsOnPause,
+    LosesNewestAtKill,
+    LosesUnsettledAtKill,
+    LosesDelayedAtKill,
+    ForgetsToSubscribeAgain,
+    ForgetsPauseAtCut,
+    SettlesBeforeItStores,
+    LeavesConsumerBehind,
+    FailsPushesAtOnce,
+    DeniesWhatItStored,
+    LiesInStateWhileAway,
+    WaitsInStopForEver,
 }
 
 /// What the options of a pipeline come to.
@@ -54,6 +67,7 @@ struct Config {
     pipeline: Pipeline,
     prefetch: usize,
     max_lease: Option<Duration>,
+    push_timeout: Duration,
 }
 
 impl Config {
@@ -63,6 +77,7 @@ impl Config {
         capabilities.priority = Support::Native;
         capabilities.reject = Support::Native;
         capabilities.requeue = Support::Native;
+        capabilities.durable = true;
         capabilities.acks_confirmed = true;
         capabilities.attempts = Attempts::Exact;
         capabilities.uncounted_release = true;
@@ -78,7 +93,7 @@ struct SmallDriver {
     config: Config,
     storage: Arc<Storage>,
     id: u64,
-    closed: AtomicBool,
+    closed: watch::Sender<bool>,
     consumer: Mutex<Option<Consumer>>,
 }
 
@@ -91,7 +106,7 @@ struct Consumer {
 impl SmallDriver {
     fn new(config: Config, storage: Arc<Storage>) -> Self {
         let id = storage.next_consumer();
-        Self { config, storage, id, closed: AtomicBool::new(false), consumer: Mutex::default() }
+        Self { config, storage, id, closed: watch::Sender::new(false), consumer: Mutex::default() }
     }
 
     fn has(&self, defect: Defect) -> bool {
@@ -103,21 +118,59 @@ impl SmallDriver {
     }
 
     fn open(&self, operation: &'static str) -> Result<()> {
-        match self.closed.load(Ordering::Acquire) {
+        match *self.closed.borrow() {
             true => Err(self.named(Error::new(ErrorKind::Closed, operation))),
             false => Ok(()),
         }
     }
 
-    fn store(&self, message: Message) -> Result<()> {
+    /// The connection, waiting for it a little.
+    async fn connected(&self, operation: &'static str) -> Result<u64> {
+        let connected = self.storage.link().up_within(PATIENCE).await;
+        connected.ok_or_else(|| self.away(operation))
+    }
+
+    fn away(&self, operation: &'static str) -> Error {
+        self.named(Error::new(ErrorKind::Connection, operation).transient())
+    }
+
+    /// Waits for the broker, at most for `push_timeout`, or until the driver is stopped.
+    async fn sendable(&self) -> Result<u64> {
+        let mut closed = self.closed.subscribe();
+        if self.has(Defect::FailsPushesAtOnce) || *closed.borrow_and_update() {
+            return self.storage.link().epoch().ok_or_else(|| self.away("push"));
+        }
+        tokio::select! {
+            up = self.storage.link().up_within(self.config.push_timeout) => {
+                up.ok_or_else(|| self.away("push"))
+            }
+            _ = closed.changed() => self.open("push").map(|()| 0),
+        }
+    }
+
+    async fn store(&self, message: Message) -> Result<()> {
         if !self.has(Defect::PushesAfterStop) {
             self.open("push")?;
         }
         if !self.has(Defect::StoresBadMessages) {
             self.capabilities().admit(&message).map_err(|error| self.named(error))?;
         }
-        self.storage.push(message, self.config.pipeline.priority());
-        Ok(())
+        let epoch = match self.sendable().await {
+            Err(error) if self.has(Defect::DeniesWhatItStored) => {
+                self.storage.push(message, self.config.pipeline.priority(), 0);
+                return Err(error);
+            }
+            answer => answer?,
+        };
+        if !self.storage.push(message, self.config.pipeline.priority(), epoch) {
+            return Err(self.away("push"));
+        }
+        // The confirmation is a turn later, and may not come any more.
+        tokio::task::yield_now().await;
+        match self.storage.link().is(epoch) {
+            true => Ok(()),
+            false => Err(self.away("push").maybe_stored()),
+        }
     }
 
     async fn hold(&self, inlet: &Inlet) -> Result<()> {
@@ -137,11 +190,15 @@ impl Driver for SmallDriver {
     }
 
     async fn push(&self, message: Message) -> Result<()> {
-        self.store(message)
+        self.store(message).await
     }
 
     async fn push_batch(&self, messages: Vec<Message>) -> Vec<Result<()>> {
-        messages.into_iter().map(|message| self.store(message)).collect()
+        let mut answers = Vec::with_capacity(messages.len());
+        for message in messages {
+            answers.push(self.store(message).await);
+        }
+        answers
     }
 
     async fn run(&self, inlet: Inlet) -> Result<()> {
@@ -150,6 +207,7 @@ impl Driver for SmallDriver {
         if consumer.is_some() {
             return Err(self.named(Error::new(ErrorKind::InvalidState, "run")));
         }
+        self.connected("run").await?;
         let prefetch = self.config.prefetch;
         inlet.grant(prefetch + usize::from(self.has(Defect::ExceedsPrefetch)));
         if self.has(Defect::LeaksTask) {
@@ -192,7 +250,14 @@ impl Driver for SmallDriver {
 
     async fn stop(&self) -> Result<()> {
         let mut consumer = self.consumer.lock().await;
-        self.closed.store(true, Ordering::Release);
+        self.closed.send_replace(true);
+        if self.has(Defect::WaitsInStopForEver) {
+            self.storage.link().up().await;
+        }
+        let away = self.storage.link().epoch().is_none();
+        if away && self.has(Defect::LeavesConsumerBehind) {
+            consumer.take().into_iter().for_each(std::mem::forget);
+        }
         if let Some(Consumer { inlet, task }) = &mut *consumer {
             let released = self.hold(inlet).await;
             self.storage.detach(self.id);
@@ -207,6 +272,14 @@ impl Driver for SmallDriver {
 
     async fn state(&self) -> Result<State> {
         self.open("state")?;
+        let link = self.storage.link();
+        if link.is_silent() {
+            let answer = link.up_within(PATIENCE).await;
+            answer
+                .ok_or_else(|| self.named(Error::new(ErrorKind::Timeout, "state").transient()))?;
+        } else if link.epoch().is_none() && !self.has(Defect::LiesInStateWhileAway) {
+            return Err(self.away("state"));
+        }
         let consumer = self.consumer.lock().await;
         let mut state = State::new(self.config.pipeline.shared_name(), NAME);
         state.priority = self.config.pipeline.priority();

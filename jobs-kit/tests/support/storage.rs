@@ -9,10 +9,15 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 use super::Defect;
+use super::link::Link;
+
+/// How long a broken requeue takes to store its copy.
+const COPYING: Duration = Duration::from_millis(20);
 
 #[derive(Debug)]
 pub(crate) struct Storage {
     defect: Option<Defect>,
+    link: Arc<Link>,
     contents: Mutex<Contents>,
     changed: Notify,
 }
@@ -21,6 +26,8 @@ pub(crate) struct Storage {
 struct Contents {
     ready: PriorityFifo<Entry>,
     delayed: Vec<(Instant, Entry)>,
+    /// The defect: copies that are not stored yet, while their originals are gone.
+    copies: Vec<(Instant, Entry)>,
     leases: BTreeMap<Token, Lease>,
     paused: BTreeSet<u64>,
     dead: u64,
@@ -32,6 +39,7 @@ struct Entry {
     message: Message,
     attempt: u32,
     priority: i64,
+    number: u64,
 }
 
 #[derive(Debug)]
@@ -42,8 +50,30 @@ struct Lease {
 }
 
 impl Storage {
-    pub(crate) fn new(defect: Option<Defect>) -> Self {
-        Self { defect, contents: Mutex::default(), changed: Notify::new() }
+    pub(crate) fn new(defect: Option<Defect>, link: Arc<Link>) -> Self {
+        Self { defect, link, contents: Mutex::default(), changed: Notify::new() }
+    }
+
+    pub(crate) fn link(&self) -> &Link {
+        &self.link
+    }
+
+    /// Ends all leases, as their connections are gone. After [`Link::begin`], so that no more are
+    /// given.
+    pub(crate) fn disconnect(&self, killed: bool) {
+        let mut contents = self.contents();
+        contents.copies.clear();
+        if killed && self.has(Defect::LosesUnsettledAtKill) {
+            contents.leases.clear();
+        }
+        if killed && self.has(Defect::LosesDelayedAtKill) {
+            contents.delayed.clear();
+        }
+        if killed && self.has(Defect::LosesNewestAtKill) {
+            let newest = contents.numbers.saturating_sub(20);
+            contents.ready.extract(|entry| entry.number > newest);
+        }
+        contents.start_over_where(|_| true);
     }
 
     pub(crate) fn has(&self, defect: Defect) -> bool {
@@ -62,13 +92,21 @@ impl Storage {
         self.contents().number()
     }
 
-    pub(crate) fn push(&self, message: Message, pipeline: i64) {
+    /// False, and nothing stored, if the connection is gone.
+    pub(crate) fn push(&self, message: Message, pipeline: i64, epoch: u64) -> bool {
         let own = message.priority().filter(|_| !self.has(Defect::IgnoresPriority));
         let priority = own.unwrap_or(pipeline);
         let delay = message.delay();
-        let entry = Entry { message, attempt: 1, priority };
-        self.place(&mut self.contents(), entry, delay);
+        let mut contents = self.contents();
+        if !self.link.is(epoch) && !self.has(Defect::DeniesWhatItStored) {
+            return false;
+        }
+        let number = contents.number();
+        let entry = Entry { message, attempt: 1, priority, number };
+        self.place(&mut contents, entry, delay);
+        drop(contents);
         self.wake();
+        true
     }
 
     fn place(&self, contents: &mut Contents, entry: Entry, delay: Duration) {
@@ -87,12 +125,39 @@ impl Storage {
         receipts: Arc<dyn Acknowledger>,
         max_lease: Option<Duration>,
     ) {
+        for session in 0.. {
+            let epoch = self.link.up().await;
+            if session > 0 && self.has(Defect::ForgetsPauseAtCut) {
+                inlet.open();
+                self.pause(consumer, false);
+            }
+            tokio::select! {
+                () = self.serve(epoch, consumer, inlet, &receipts, max_lease) => {}
+                () = self.link.lost(epoch) => {}
+            }
+            // Their connection is gone, and they are back in the queue.
+            inlet.withdraw(|_| true);
+            if self.has(Defect::ForgetsToSubscribeAgain) {
+                return;
+            }
+        }
+    }
+
+    /// Hands jobs out as long as the connection lasts.
+    async fn serve(
+        &self,
+        epoch: u64,
+        consumer: u64,
+        inlet: &Inlet,
+        receipts: &Arc<dyn Acknowledger>,
+        max_lease: Option<Duration>,
+    ) {
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             // Armed before looking, so that no change in between is missed.
             changed.as_mut().enable();
-            match self.hand_out(consumer, inlet, &receipts, max_lease) {
+            match self.hand_out(epoch, consumer, inlet, receipts, max_lease) {
                 None => changed.await,
                 Some(next) => tokio::select! {
                     () = changed => {}
@@ -105,12 +170,16 @@ impl Storage {
     /// Delivers what it can, and returns when to look again.
     fn hand_out(
         &self,
+        epoch: u64,
         consumer: u64,
         inlet: &Inlet,
         receipts: &Arc<dyn Acknowledger>,
         max_lease: Option<Duration>,
     ) -> Option<Instant> {
         let mut contents = self.contents();
+        if !self.link.is(epoch) {
+            return None;
+        }
         contents.move_due();
         while !contents.paused.contains(&consumer) && !contents.ready.is_empty() {
             let Some(credit) = inlet.try_credit() else { break };
@@ -127,7 +196,7 @@ impl Storage {
             inlet
                 .deliver(credit, Delivery::new(message, token, acknowledger).with_attempt(attempt));
         }
-        let due = contents.delayed.iter().map(|(due, _)| *due);
+        let due = contents.delayed.iter().chain(&contents.copies).map(|(due, _)| *due);
         due.chain(contents.leases.values().filter_map(|lease| lease.end)).min()
     }
 
@@ -148,6 +217,10 @@ impl Storage {
             Outcome::Release => {
                 entry.attempt += u32::from(self.has(Defect::CountsReleases));
                 contents.ready.push_front(entry.priority, entry);
+            }
+            Outcome::Requeue { .. } if self.has(Defect::SettlesBeforeItStores) => {
+                entry.attempt += 1;
+                contents.copies.push((Instant::now() + COPYING, entry));
             }
             Outcome::Requeue { delay, headers } if !self.has(Defect::LosesJobOnRequeue) => {
                 entry.attempt += u32::from(!self.has(Defect::ForgetsAttempt));
@@ -213,7 +286,8 @@ impl Contents {
     fn move_due(&mut self) {
         let now = Instant::now();
         self.start_over_where(|lease| lease.end.is_some_and(|end| end <= now));
-        let due: Vec<_> = self.delayed.extract_if(.., |(due, _)| *due <= now).collect();
+        let mut due: Vec<_> = self.delayed.extract_if(.., |(due, _)| *due <= now).collect();
+        due.extend(self.copies.extract_if(.., |(due, _)| *due <= now));
         due.into_iter().for_each(|(_, entry)| self.ready.push(entry.priority, entry));
     }
 
