@@ -35,14 +35,15 @@ pub(crate) struct Connections {
 pub(crate) struct Link {
     purpose: &'static str,
     slot: tokio::sync::Mutex<Slot>,
-    /// Attempts to connect so far.
+    /// Attempts to connect that were begun.
     attempts: AtomicU64,
 }
 
 #[derive(Default)]
 struct Slot {
     connection: Option<(Arc<Connection>, Socket)>,
-    failure: Option<Failure>,
+    /// With the number of its attempt.
+    failure: Option<(u64, Failure)>,
 }
 
 /// Hangs up when it is dropped. The client keeps a thread for every connection until its socket
@@ -122,30 +123,30 @@ impl Link {
     }
 
     /// The open connection, else a new one. Of those who wait at the same time one tries, and all
-    /// get its answer.
+    /// get its answer; an attempt that was begun before they asked says nothing of the broker now.
     async fn get(&self, config: &ConnectionConfig) -> Result<Live> {
-        let seen = self.attempts.load(Ordering::Acquire);
+        let begun = self.attempts.load(Ordering::Acquire);
         let mut slot = self.slot.lock().await;
-        let number = self.attempts.load(Ordering::Acquire);
         if let Some((connection, _)) = &slot.connection
             && connection.status().connected()
         {
+            let number = self.attempts.load(Ordering::Acquire);
             return Ok(Live { connection: Arc::clone(connection), number });
         }
-        if let Some(failure) = slot.failure.clone().filter(|_| number > seen) {
-            return Err(failure.into());
+        if let Some((_, failure)) = slot.failure.as_ref().filter(|(number, _)| *number > begun) {
+            return Err(failure.clone().into());
         }
-        slot.connection = None;
-        let attempt = timeout(config.connect_timeout, self.connect(config)).await;
+        *slot = Slot::default();
         let number = self.attempts.fetch_add(1, Ordering::AcqRel) + 1;
+        let attempt = timeout(config.connect_timeout, self.connect(config)).await;
         match attempt.unwrap_or(Err(Failure::Timeout)) {
             Ok((connection, socket)) => {
                 let connection = Arc::new(connection);
-                *slot = Slot { connection: Some((Arc::clone(&connection), socket)), failure: None };
+                slot.connection = Some((Arc::clone(&connection), socket));
                 Ok(Live { connection, number })
             }
             Err(failure) => {
-                slot.failure = Some(failure.clone());
+                slot.failure = Some((number, failure.clone()));
                 Err(failure.into())
             }
         }

@@ -1,5 +1,6 @@
 //! Side by side with the bare client: the same messages, the same concurrency, in turns.
 
+pub(crate) mod amqp;
 pub(crate) mod memory;
 
 use std::process::ExitCode;
@@ -21,6 +22,35 @@ struct Sample {
     cpu: Duration,
 }
 
+/// Measures a part of a pass, or all of it if it is not told when to start and stop.
+struct Stopwatch {
+    started: (Instant, Duration),
+    stopped: Option<Sample>,
+}
+
+impl Stopwatch {
+    fn start() -> Self {
+        Self { started: (Instant::now(), cpu_time()), stopped: None }
+    }
+
+    /// Forgets what was before: preparation.
+    fn restart(&mut self) {
+        *self = Self::start();
+    }
+
+    /// What follows is cleaning up.
+    fn stop(&mut self) {
+        let (wall, cpu) = self.started;
+        let cpu = cpu_time().saturating_sub(cpu);
+        self.stopped.get_or_insert(Sample { wall: wall.elapsed(), cpu });
+    }
+
+    fn read(mut self) -> Sample {
+        self.stop();
+        self.stopped.expect("stopped just now")
+    }
+}
+
 /// One line of the table.
 struct Line {
     driver: &'static str,
@@ -29,6 +59,10 @@ struct Line {
     concurrency: usize,
     jobs: usize,
 }
+
+/// How one side moves a number of messages.
+trait Side: AsyncFn(usize, &mut Stopwatch) {}
+impl<S: AsyncFn(usize, &mut Stopwatch)> Side for S {}
 
 /// Runs the benchmarks of a driver, or of all.
 pub(crate) fn run(driver: &str) -> Result<ExitCode, String> {
@@ -51,41 +85,53 @@ fn share(jobs: usize, count: usize, index: usize) -> usize {
 }
 
 /// Compares two ways to move `line.jobs` messages, and prints the line.
-fn compare(line: &Line, raw: impl AsyncFn(usize), driver: impl AsyncFn(usize)) {
+fn compare(line: &Line, raw: impl Side, driver: impl Side) {
+    println!("{}", measured(line, &raw, &driver));
+}
+
+/// As [`compare`], with the allocations beyond those of the bare client, per job.
+fn compare_allocations(line: &Line, raw: impl Side, driver: impl Side) {
+    let measured = measured(line, &raw, &driver);
+    let more = allocations(&driver, line.jobs) - allocations(&raw, line.jobs);
+    println!("{measured} allocs={:.2}", more / line.jobs as f64);
+}
+
+fn measured(line: &Line, raw: &impl Side, driver: &impl Side) -> String {
     let runtime = runtime(Builder::new_multi_thread());
     // The first pass of each side pays for memory and threads.
-    measure(&runtime, &raw, line.jobs / 10);
-    measure(&runtime, &driver, line.jobs / 10);
-    let pair = |_| (measure(&runtime, &raw, line.jobs), measure(&runtime, &driver, line.jobs));
+    measure(&runtime, raw, line.jobs / 10);
+    measure(&runtime, driver, line.jobs / 10);
+    let pair = |_| (measure(&runtime, raw, line.jobs), measure(&runtime, driver, line.jobs));
     let pairs: Vec<_> = (0..PAIRS).map(pair).collect();
     let rate = |sample: &Sample| line.jobs as f64 / sample.wall.as_secs_f64();
     let cpu_us = |sample: &Sample| sample.cpu.as_secs_f64() * 1e6 / line.jobs as f64;
     let Line { driver: name, op, config, concurrency, .. } = line;
-    println!(
+    format!(
         "{name} {op} config={config} concurrency={concurrency} payload={PAYLOAD} raw={:.0} \
-         driver={:.0} ratio={:.2} cpu_us={:.2} allocs={:.2}",
+         driver={:.0} ratio={:.2} cpu_us={:.2} raw_cpu_us={:.2}",
         median(pairs.iter().map(|(raw, _)| rate(raw))),
         median(pairs.iter().map(|(_, driver)| rate(driver))),
         median(pairs.iter().map(|(raw, driver)| rate(driver) / rate(raw))),
         median(pairs.iter().map(|(_, driver)| cpu_us(driver))),
-        (allocations(&driver, line.jobs) - allocations(&raw, line.jobs)) / line.jobs as f64,
-    );
+        median(pairs.iter().map(|(raw, _)| cpu_us(raw))),
+    )
 }
 
 fn runtime(mut builder: Builder) -> Runtime {
     builder.enable_all().build().expect("the system allows threads")
 }
 
-fn measure(runtime: &Runtime, side: &impl AsyncFn(usize), jobs: usize) -> Sample {
-    let (wall, cpu) = (Instant::now(), cpu_time());
-    runtime.block_on(side(jobs));
-    Sample { wall: wall.elapsed(), cpu: cpu_time().saturating_sub(cpu) }
+fn measure(runtime: &Runtime, side: &impl Side, jobs: usize) -> Sample {
+    let mut watch = Stopwatch::start();
+    runtime.block_on(side(jobs, &mut watch));
+    watch.read()
 }
 
 /// Counted apart and on one thread: the counter sees no other.
-fn allocations(side: &impl AsyncFn(usize), jobs: usize) -> f64 {
+fn allocations(side: &impl Side, jobs: usize) -> f64 {
     let runtime = runtime(Builder::new_current_thread());
-    allocation_counter::measure(|| runtime.block_on(side(jobs))).count_total as f64
+    let mut watch = Stopwatch::start();
+    allocation_counter::measure(|| runtime.block_on(side(jobs, &mut watch))).count_total as f64
 }
 
 fn cpu_time() -> Duration {

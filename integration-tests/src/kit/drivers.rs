@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use jobs_kit::Harness;
+use integration_tests::amqp::{self, Amqp};
+use jobs_core::{Capabilities, Pipeline};
+use jobs_kit::{Harness, Suite};
 
 use crate::bench;
 use crate::memory::Memory;
@@ -10,17 +12,40 @@ use crate::memory::Memory;
 /// A driver of this suite.
 pub(crate) struct Driver {
     pub(crate) name: &'static str,
+    /// What it can do with default options, without a broker.
+    pub(crate) capabilities: fn() -> Capabilities,
+    pub(crate) suite: fn() -> Suite,
     pub(crate) harness: fn() -> Arc<dyn Harness>,
     /// Prints the lines of its benchmark.
     pub(crate) bench: fn(),
 }
 
 /// All drivers, in the order of the tables.
-pub(crate) const DRIVERS: &[Driver] = &[Driver {
-    name: jobs_memory::NAME,
-    harness: || Arc::new(Memory::new(&[])),
-    bench: bench::memory::run,
-}];
+pub(crate) const DRIVERS: &[Driver] = &[
+    Driver {
+        name: jobs_memory::NAME,
+        capabilities: || planned(&jobs_memory::constructor(), &[]),
+        suite: || Suite::new().configuration("default", || Memory::new(&[])),
+        harness: || Arc::new(Memory::new(&[])),
+        bench: bench::memory::run,
+    },
+    Driver {
+        name: jobs_amqp::NAME,
+        capabilities: || planned(&jobs_amqp::constructor(), &[("queue", "jobs")]),
+        suite: amqp::suite,
+        harness: || Arc::new(Amqp::quorum(&Arc::default())),
+        bench: bench::amqp::run,
+    },
+];
+
+fn planned(constructor: &dyn jobs_core::Constructor, required: &[(&str, &str)]) -> Capabilities {
+    let pipeline = Pipeline::new("capabilities", constructor.name());
+    let with =
+        |pipeline: Pipeline, (name, value): &(&str, &str)| pipeline.with_option(*name, *value);
+    let plan =
+        constructor.plan(&jobs_core::Options::default(), required.iter().fold(pipeline, with));
+    plan.unwrap_or_else(|problems| panic!("{problems:?}")).capabilities()
+}
 
 /// The driver of that name, or all of them.
 ///

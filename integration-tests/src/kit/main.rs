@@ -3,6 +3,7 @@
 mod bench;
 mod capabilities;
 mod drivers;
+mod faults;
 #[path = "../../../drivers/memory/tests/support/mod.rs"]
 mod memory;
 mod soak;
@@ -27,6 +28,8 @@ enum Command {
     },
     /// Pushes and settles at random and keeps books on every message.
     Soak(soak::Arguments),
+    /// Runs every case that causes faults again and again, in every configuration.
+    Faults(faults::Arguments),
     /// Prints what each driver can do with default options.
     Capabilities,
 }
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
     let answer = match command {
         Command::Bench { driver } => bench::run(&driver),
         Command::Soak(arguments) => soak::run(&arguments),
+        Command::Faults(arguments) => faults::run(&arguments),
         Command::Capabilities => capabilities::run(),
     };
     answer.unwrap_or_else(|error| {

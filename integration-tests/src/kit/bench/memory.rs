@@ -7,7 +7,7 @@ use jobs_core::{Driver, Pipeline, Queue, Registry};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::{Line, compare, messages, share};
+use super::{Line, Side, Stopwatch, compare_allocations as compare, messages, share};
 
 const CAPACITY: usize = 1_024;
 const BATCH: usize = 64;
@@ -35,8 +35,8 @@ async fn join(mut tasks: JoinSet<()>) {
     }
 }
 
-fn raw_push(producers: usize) -> impl AsyncFn(usize) {
-    async move |jobs| {
+fn raw_push(producers: usize) -> impl Side {
+    async move |jobs, _: &mut Stopwatch| {
         let (sender, mut receiver) = mpsc::channel(CAPACITY);
         let mut tasks = JoinSet::new();
         for producer in 0..producers {
@@ -53,8 +53,8 @@ fn raw_push(producers: usize) -> impl AsyncFn(usize) {
     }
 }
 
-fn raw_push_workers(count: usize) -> impl AsyncFn(usize) {
-    async move |jobs| {
+fn raw_push_workers(count: usize) -> impl Side {
+    async move |jobs, _: &mut Stopwatch| {
         let (sender, receiver) = async_channel::bounded(CAPACITY);
         let mut tasks = JoinSet::new();
         for member in 0..count {
@@ -71,7 +71,7 @@ fn raw_push_workers(count: usize) -> impl AsyncFn(usize) {
     }
 }
 
-async fn raw_cycle(jobs: usize) {
+async fn raw_cycle(jobs: usize, _: &mut Stopwatch) {
     let (sender, mut receiver) = mpsc::channel(CAPACITY);
     for message in messages(jobs) {
         sender.send(message).await.expect("the receiver lives");
@@ -93,8 +93,8 @@ async fn pipeline() -> (Arc<dyn Driver>, Queue) {
     (driver, queue)
 }
 
-fn driver_push(producers: usize, batch: usize, workers: usize) -> impl AsyncFn(usize) {
-    async move |jobs| {
+fn driver_push(producers: usize, batch: usize, workers: usize) -> impl Side {
+    async move |jobs, _: &mut Stopwatch| {
         let (driver, queue) = pipeline().await;
         let mut pushes = JoinSet::new();
         for producer in 0..producers {
@@ -133,7 +133,7 @@ async fn ack(queue: Queue, jobs: usize) {
     }
 }
 
-async fn driver_cycle(jobs: usize) {
+async fn driver_cycle(jobs: usize, _: &mut Stopwatch) {
     let (driver, queue) = pipeline().await;
     for message in messages(jobs) {
         driver.push(message).await.expect("stored");

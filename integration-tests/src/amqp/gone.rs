@@ -1,0 +1,163 @@
+//! Queues and exchanges that an operator deletes.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jobs_core::{ErrorKind, JobId};
+use jobs_kit::{Case, CaseResult, Fault, Feature, Fixture};
+
+use super::{case, names};
+use crate::rabbitmq::{Brokers, Operator};
+
+const CUT: &[Feature] = &[Feature::Fault(Fault::Cut)];
+
+pub(super) fn cases(brokers: &Arc<Brokers>) -> Vec<Case> {
+    vec![
+        case(
+            brokers,
+            "gone::a_queue_at_a_push",
+            &[1],
+            "a push to a queue that is gone is NotFound, and stores nothing",
+            a_queue_at_a_push,
+        )
+        .needs(CUT),
+        case(
+            brokers,
+            "gone::a_queue_while_consuming",
+            &[9],
+            "a queue that is deleted and declared again is consumed again",
+            a_queue_while_consuming,
+        )
+        .needs(CUT),
+        case(
+            brokers,
+            "gone::the_target_of_delayed_jobs",
+            &[1],
+            "jobs that are due for a queue that is gone wait until it is there again",
+            the_target_of_delayed_jobs,
+        )
+        .needs(&[Feature::Fault(Fault::Cut), Feature::Delay]),
+        case(
+            brokers,
+            "gone::a_queue_at_a_delayed_push",
+            &[1],
+            "a delayed push to a queue that is gone is NotFound, and stores nothing",
+            a_queue_at_a_delayed_push,
+        )
+        .needs(&[Feature::Fault(Fault::Cut), Feature::Delay]),
+    ]
+}
+
+/// For configurations with an exchange.
+pub(super) fn exchange_cases(brokers: &Arc<Brokers>) -> Vec<Case> {
+    vec![
+        case(
+            brokers,
+            "gone::an_exchange_at_a_push",
+            &[1],
+            "a push to an exchange that is gone is NotFound, and the channel goes on",
+            an_exchange_at_a_push,
+        )
+        .needs(CUT),
+    ]
+}
+
+/// Past the proxy, to the broker that is disturbed.
+async fn operator(brokers: &Brokers) -> jobs_core::Result<Operator> {
+    brokers.own().await?.operator().await
+}
+
+async fn a_queue_at_a_push(fx: Fixture, brokers: Arc<Brokers>) -> CaseResult {
+    let pipeline = fx.connect(fx.configure().await?).await?;
+    pipeline.push(fx.message("there")).await?;
+    let operator = operator(&brokers).await?;
+    operator.delete_queue(names::queue(pipeline.config())).await?;
+    for _ in 0..2 {
+        let answer = fx.within("a push", pipeline.push(fx.message("gone"))).await?;
+        fx.expect_refused(answer, ErrorKind::NotFound)?;
+    }
+    operator.close().await?;
+    // Connecting declares the queue again.
+    let second = fx.start(pipeline.config().clone()).await?;
+    pipeline.push(fx.message("there again")).await?;
+    second.ack_next(1).await?;
+    second.expect_empty().await?;
+    Ok(())
+}
+
+async fn a_queue_at_a_delayed_push(fx: Fixture, brokers: Arc<Brokers>) -> CaseResult {
+    let pipeline = fx.connect(fx.configure().await?).await?;
+    let operator = operator(&brokers).await?;
+    operator.delete_queue(names::queue(pipeline.config())).await?;
+    operator.close().await?;
+    let message = fx.message("gone").with_delay(Duration::from_millis(100));
+    let answer = fx.within("a push", pipeline.push(message)).await?;
+    fx.expect_refused(answer, ErrorKind::NotFound)?;
+    Ok(())
+}
+
+async fn a_queue_while_consuming(fx: Fixture, brokers: Arc<Brokers>) -> CaseResult {
+    let pipeline = fx.pipeline().await?;
+    pipeline.push_numbered(1).await?;
+    pipeline.ack_next(1).await?;
+    for _ in 0..2 {
+        let operator = operator(&brokers).await?;
+        operator.delete_queue(names::queue(pipeline.config())).await?;
+        operator.close().await?;
+        // Connecting declares the queue again.
+        let second = fx.connect(pipeline.config().clone()).await?;
+        let pushed = second.push_eventually(3).await?;
+        let found = pipeline.drain(3).await?;
+        assert!(pushed.iter().all(|id| found.contains(id)), "{found:?}");
+        second.stop().await?;
+    }
+    pipeline.expect_empty().await?;
+    Ok(())
+}
+
+async fn the_target_of_delayed_jobs(fx: Fixture, brokers: Arc<Brokers>) -> CaseResult {
+    const JOBS: usize = 64;
+    const FIRST: Duration = Duration::from_secs(3);
+    const STEP: Duration = Duration::from_millis(10);
+    let pipeline = fx.connect(fx.configure().await?).await?;
+    let start = Instant::now();
+    let mut pushed: Vec<JobId> = Vec::with_capacity(JOBS);
+    for number in 0..JOBS {
+        let message = fx.message("due").with_delay(FIRST + STEP * u32::try_from(number)?);
+        pushed.push(message.id().clone());
+        pipeline.push(message).await?;
+    }
+    let operator = operator(&brokers).await?;
+    operator.delete_queue(names::queue(pipeline.config())).await?;
+    operator.close().await?;
+    assert!(start.elapsed() < FIRST, "too slow: some were due already");
+    let all_due = start + FIRST + STEP * u32::try_from(JOBS)? + Duration::from_millis(500);
+    fx.eventually("all are due", async || match Instant::now() {
+        now if now >= all_due => Ok(()),
+        now => Err(format!("{:?} too early", all_due - now)),
+    })
+    .await?;
+    // Connecting declares the queue again.
+    let second = fx.start(pipeline.config().clone()).await?;
+    let found = second.drain(JOBS).await?;
+    assert!(pushed.iter().all(|id| found.contains(id)), "{} of {JOBS}", found.len());
+    second.expect_empty().await?;
+    Ok(())
+}
+
+async fn an_exchange_at_a_push(fx: Fixture, brokers: Arc<Brokers>) -> CaseResult {
+    let pipeline = fx.connect(fx.configure().await?).await?;
+    pipeline.push(fx.message("there")).await?;
+    let operator = operator(&brokers).await?;
+    operator.delete_exchange(names::exchange(pipeline.config()).expect("it has one")).await?;
+    operator.close().await?;
+    for _ in 0..2 {
+        let answer = fx.within("a push", pipeline.push(fx.message("gone"))).await?;
+        fx.expect_refused(answer, ErrorKind::NotFound)?;
+    }
+    let second = fx.start(pipeline.config().clone()).await?;
+    let pushed = pipeline.push_eventually(1).await?;
+    let found = second.drain(2).await?;
+    assert!(found.contains(&pushed[0]), "{found:?}");
+    Ok(())
+}

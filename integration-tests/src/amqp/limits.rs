@@ -1,0 +1,69 @@
+//! Limits of the broker: of deliveries, and of memory.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jobs_core::ErrorKind;
+use jobs_kit::{Case, CaseResult, Fault, Feature, Fixture};
+
+use super::case;
+use crate::rabbitmq::{Brokers, RabbitMq};
+
+pub(super) fn cases(brokers: &Arc<Brokers>) -> Vec<Case> {
+    /// Of a broker that is ours.
+    const OURS: &[Feature] = &[Feature::Fault(Fault::Kill)];
+    vec![
+        Case::new(
+            "limits::forty_releases",
+            &[1],
+            "releasing a job does not destroy it, however often",
+            forty_releases,
+        )
+        .needs(&[Feature::Fault(Fault::Cut)]),
+        case(
+            brokers,
+            "limits::a_memory_alarm",
+            &[1],
+            "a connection that the broker blocks is Throttled after push_timeout",
+            a_memory_alarm,
+        )
+        .needs(OURS),
+    ]
+}
+
+async fn forty_releases(fx: Fixture) -> CaseResult {
+    let pipeline = fx.pipeline().await?;
+    let pushed = pipeline.push_numbered(1).await?;
+    for _ in 0..40 {
+        pipeline.next().await?.release().await?;
+    }
+    assert_eq!(pipeline.ack_next(1).await?, pushed);
+    pipeline.expect_empty().await?;
+    Ok(())
+}
+
+async fn a_memory_alarm(fx: Fixture, brokers: Arc<Brokers>) -> CaseResult {
+    const PUSH_TIMEOUT: Duration = Duration::from_secs(1);
+    let broker = brokers.own().await?;
+    let config = fx.configure().await?.with_option("push_timeout", "1s");
+    let pipeline = fx.start(config).await?;
+    pipeline.push_numbered(1).await?;
+    pipeline.ack_next(1).await?;
+    set_watermark(broker, "0.0001").await?;
+    let start = Instant::now();
+    let blocked = fx.within("a push", pipeline.push(fx.message("blocked"))).await;
+    let waited = start.elapsed();
+    set_watermark(broker, "0.6").await?;
+    let error = blocked?.expect_err("the broker takes nothing");
+    assert_eq!(error.kind(), ErrorKind::Throttled, "{error:?}");
+    assert!(error.is_retryable() && waited >= PUSH_TIMEOUT, "after {waited:?}: {error:?}");
+    let pushed = pipeline.push_eventually(1).await?;
+    let found = pipeline.drain(1).await?;
+    assert!(found.contains(&pushed[0]), "{found:?}");
+    Ok(())
+}
+
+async fn set_watermark(broker: &RabbitMq, fraction: &str) -> CaseResult {
+    broker.control(&["set_vm_memory_high_watermark", fraction]).await?;
+    Ok(())
+}
