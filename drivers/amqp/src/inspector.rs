@@ -10,7 +10,7 @@ use lapin::Channel;
 use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::{Instant, timeout_at};
 
-use crate::connection::{Connections, within};
+use crate::connection::{Connections, Live, within};
 use crate::delays::{self, Hop, LEVELS, Level};
 use crate::topology::{self, Destination, Side, Topology};
 
@@ -23,6 +23,8 @@ pub(crate) struct Inspector {
     topology: Arc<Topology>,
     side: Side,
     slot: Mutex<Slot>,
+    /// Held by whoever declares levels.
+    declaring: Mutex<()>,
 }
 
 #[derive(Default)]
@@ -39,7 +41,7 @@ struct Slot {
 impl Inspector {
     /// `side` is the connection to ask on: only that of an exclusive queue may ask about it.
     pub(crate) fn new(connections: Arc<Connections>, topology: Arc<Topology>, side: Side) -> Self {
-        Self { connections, topology, side, slot: Mutex::default() }
+        Self { connections, topology, side, slot: Mutex::default(), declaring: Mutex::default() }
     }
 
     /// Declares what the pipeline needs before anything else happens.
@@ -65,16 +67,39 @@ impl Inspector {
         delay: Duration,
         to: Destination,
     ) -> Result<Vec<(String, String)>> {
-        let (mut slot, channel) = self.open().await?;
+        let (slot, channel) = self.open().await?;
         self.within("push", self.topology.check_target(&channel)).await?;
-        for hop in delays::hops(delay) {
-            if !slot.declared.contains(&hop) {
-                self.within("push", self.topology.declare_hop(&channel, hop)).await?;
-                slot.declared.insert(hop);
-                slot.levels.extend(hop.to);
-            }
+        let unknown = |hop: &Hop| !slot.declared.contains(hop);
+        let missing: Vec<_> = delays::hops(delay).into_iter().filter(unknown).collect();
+        drop(slot);
+        if !missing.is_empty() {
+            self.declare_hops(missing).await?;
         }
         Ok(Topology::way(delay, to))
+    }
+
+    /// On a channel of its own: a queue without a leader does not answer, and what is asked after it
+    /// on the same channel would wait as well.
+    async fn declare_hops(&self, hops: Vec<Hop>) -> Result<()> {
+        let _others = self.declaring.lock().await;
+        let live = self.live().await?;
+        let channel = live.channel("push", self.connections.timeout()).await?;
+        for hop in hops {
+            let declared = self.within("push", self.topology.declare_hop(&channel, hop)).await;
+            declared.map_err(|error| match (error.kind(), hop.to) {
+                (ErrorKind::Timeout, Some(level)) => {
+                    let name = self.topology.level(level);
+                    error.with_context(format!("the broker does not answer for `{name}`"))
+                }
+                _ => error,
+            })?;
+            let mut slot = self.slot.lock().await;
+            if slot.connection == live.number {
+                slot.declared.insert(hop);
+            }
+            slot.levels.extend(hop.to);
+        }
+        Ok(())
     }
 
     /// Something that was declared is missing.
@@ -142,10 +167,7 @@ impl Inspector {
             let channel = channel.clone();
             return Ok((slot, channel));
         }
-        let live = match self.side {
-            Side::Publishing => self.connections.publishing().await?,
-            Side::Consuming => self.connections.consuming().await?,
-        };
+        let live = self.live().await?;
         if slot.connection != live.number {
             slot.connection = live.number;
             slot.declared.clear();
@@ -153,6 +175,13 @@ impl Inspector {
         let channel = live.channel("connect", self.connections.timeout()).await?;
         slot.channel = Some(channel.clone());
         Ok((slot, channel))
+    }
+
+    async fn live(&self) -> Result<Live> {
+        match self.side {
+            Side::Publishing => self.connections.publishing().await,
+            Side::Consuming => self.connections.consuming().await,
+        }
     }
 
     async fn within<T>(

@@ -17,7 +17,7 @@ use jobs_core::{Backoff, Error, ErrorKind, Message, Result};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::{BasicProperties, Channel, Confirmation};
 use tokio::sync::{Mutex, mpsc, oneshot};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -33,7 +33,8 @@ use crate::topology::{Side, Target, Topology};
 /// reaches what the client can do.
 const WINDOW: usize = 2_048;
 
-/// How often a blocked connection is looked at. The client tells only one listener.
+/// How often to look if the connection is blocked while there is something to publish. The client
+/// tells only one listener.
 const BLOCKED_POLL: Duration = Duration::from_millis(20);
 
 /// How long the client may take to fail what is in flight on a dead channel.
@@ -275,6 +276,8 @@ impl Worker {
         let mut confirms = Confirms::default();
         let mut taken = Vec::new();
         let mut blocked = false;
+        let mut look = interval(BLOCKED_POLL);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             blocked = self.look_at_alarm(live, blocked);
             let free = if blocked { 0 } else { WINDOW.saturating_sub(flights.len()) };
@@ -309,7 +312,7 @@ impl Worker {
                     flights.extend(taken.drain(..).filter_map(start));
                 }
                 () = self.closing.cancelled(), if !self.requests.is_closed() => self.requests.close(),
-                () = sleep(BLOCKED_POLL), if blocked => {}
+                _ = look.tick(), if blocked || !flights.is_empty() => {}
                 else => return End::Finished,
             }
         }
