@@ -17,35 +17,28 @@ use crate::rabbitmq::Brokers;
 
 pub use harness::Amqp;
 
+type OwnCases = fn(&Arc<Brokers>) -> Vec<Case>;
+
 /// Cases that run at once: most of them wait for the broker.
 const THREADS: usize = 16;
 
 /// The kit's cases and the driver's own, in every configuration.
 pub fn suite() -> Suite {
-    let brokers = Arc::<Brokers>::default();
-    let harness = |make: fn(&Arc<Brokers>) -> Amqp| {
-        let brokers = Arc::clone(&brokers);
-        move || make(&brokers)
+    let shared = Brokers::default();
+    let add = |suite: Suite, name, make: fn(&Arc<Brokers>) -> Amqp, own: &[OwnCases]| {
+        let brokers = Arc::new(shared.sibling());
+        let cases: Vec<_> = own.iter().flat_map(|cases| cases(&brokers)).collect();
+        suite.configuration(name, move || make(&brokers)).cases(name, cases)
     };
-    let own = |cases: fn(&Arc<Brokers>) -> Vec<Case>| cases(&brokers);
-    Suite::new()
-        .threads(NonZeroUsize::new(THREADS).expect("not zero"))
-        .configuration("classic", harness(Amqp::classic))
-        .configuration("quorum", harness(Amqp::quorum))
-        .configuration("max_priority", harness(Amqp::max_priority))
-        .configuration("topic", harness(Amqp::topic))
-        .configuration("prefetch_1", harness(Amqp::prefetch_1))
-        .configuration("tls", harness(Amqp::tls))
-        .only("tls", &["push::", "settle::ack_ends_the_job"])
-        .cases("classic", own(errors::cases))
-        .cases("classic", own(broken::cases))
-        .cases("classic", own(gone::cases))
-        .cases("classic", own(limits::cases))
-        .cases("quorum", own(broken::cases))
-        .cases("quorum", own(gone::cases))
-        .cases("quorum", own(limits::cases))
-        .cases("topic", own(gone::exchange_cases))
-        .cases("tls", own(tls::cases))
+    let suite = Suite::new().threads(NonZeroUsize::new(THREADS).expect("not zero"));
+    let own: &[OwnCases] = &[errors::cases, broken::cases, gone::cases, limits::cases];
+    let suite = add(suite, "classic", Amqp::classic, own);
+    let suite = add(suite, "quorum", Amqp::quorum, &own[1..]);
+    let suite = add(suite, "max_priority", Amqp::max_priority, &[]);
+    let suite = add(suite, "topic", Amqp::topic, &[gone::exchange_cases]);
+    let suite = add(suite, "prefetch_1", Amqp::prefetch_1, &[]);
+    let suite = add(suite, "tls", Amqp::tls, &[tls::cases]);
+    suite.only("tls", &["push::", "settle::ack_ends_the_job"])
 }
 
 /// A case that is given the brokers.

@@ -27,13 +27,16 @@ pub use tls::Authority;
 const URL: &str = "JOBS_AMQP_URL";
 const PORT: u16 = 5672;
 const TLS_PORT: u16 = 5671;
+/// By default the broker waits three minutes before it tries again to route what was due for a queue
+/// that is gone.
+const SETTINGS: &str = "[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 2000}]}].";
 /// What a start may take on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(120);
 
-/// The brokers of one suite, each started when it is first asked for.
+/// The brokers of one configuration, each started when it is first asked for.
 #[derive(Debug, Default)]
 pub struct Brokers {
-    shared: OnceCell<RabbitMq>,
+    shared: Arc<OnceCell<RabbitMq>>,
     own: OnceCell<RabbitMq>,
     encrypted: OnceCell<(RabbitMq, Authority)>,
 }
@@ -55,6 +58,12 @@ pub fn is_given() -> bool {
 }
 
 impl Brokers {
+    /// For another configuration, which has the shared one in common with this.
+    #[must_use]
+    pub fn sibling(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared), ..Self::default() }
+    }
+
     /// The one that cases share.
     ///
     /// # Errors
@@ -113,6 +122,8 @@ impl RabbitMq {
     ) -> Result<Self> {
         // Else its files are kept under the name of its host, which is another after a restart.
         let request = request.with_env_var("RABBITMQ_NODENAME", "rabbit@localhost");
+        let request =
+            request.with_copy_to("/etc/rabbitmq/advanced.config", SETTINGS.as_bytes().to_vec());
         let container = Container::start(request, ports, ready, DEADLINE).await;
         let container = container.map_err(|error| {
             let hint = format!("{error}: run `compose/up amqp`, or set {URL}");

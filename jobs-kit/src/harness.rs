@@ -87,8 +87,8 @@ pub trait Harness: Send + Sync + 'static {
         &[]
     }
 
-    /// The same configuration on a broker of its own, for cases that cause faults. They run one
-    /// after another beside the other cases.
+    /// This configuration on a broker of its own, for cases that cause faults. They run one after
+    /// another, beside the other cases and those of other configurations.
     ///
     /// Default: there is no second broker, and while one of them runs no other case does.
     fn apart(&self) -> Option<Arc<dyn Harness>> {

@@ -138,8 +138,8 @@ impl Suite {
     ///
     /// # Panics
     /// As [`run`](Self::run).
-    pub fn repeat_faults(self, times: u32, report: impl FnMut(&Repeated)) {
-        run::repeat_faults(&self.runs(), times, report);
+    pub fn repeat_faults(self, times: u32, report: impl FnMut(&Repeated) + Send) {
+        run::repeat_faults(self.runs(), times, report);
     }
 
     fn runs(&self) -> Vec<Run> {
@@ -153,7 +153,8 @@ impl Suite {
                 let harness = Arc::clone(&configuration.harness);
                 let times = if case.causes_faults() { self.fault_runs } else { 1 };
                 let broker = Arc::clone(&broker);
-                runs.push(Run { name, case, harness, gap, broker, times });
+                let configuration = configuration.name.clone();
+                runs.push(Run { name, configuration, case, harness, gap, broker, times });
             }
         }
         for gap in &self.gaps {

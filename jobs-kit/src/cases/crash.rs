@@ -113,7 +113,11 @@ async fn delays_outlive(fx: Fixture, fault: Fault) -> CaseResult {
     demand_durable(&pipeline, fault)?;
     let mut books = Books::open(&fx, &pipeline);
     // They become due one after another, so that some do at the moment of the fault.
-    books.push(4, 40, |number| Duration::from_millis(200 + 25 * number as u64));
+    let delay = |number| Duration::from_millis(200 + 25 * number as u64);
+    // What a driver sets up for the first job of each delay is there when the broker is killed.
+    books.push(1, 40, delay);
+    books.pushed().await?;
+    books.push(4, 40, delay);
     books.work(2);
     books.until("the first are due", |totals| totals.done >= 10).await?;
     fx.inject(fault).await?;

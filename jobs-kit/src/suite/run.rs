@@ -1,8 +1,9 @@
 //! Running the cases of a suite: as trials of a test program, or again and again.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::mpsc::channel;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
@@ -15,6 +16,7 @@ pub(super) type MakeHarness = Arc<dyn Fn() -> Arc<dyn Harness> + Send + Sync>;
 #[derive(Clone)]
 pub(super) struct Run {
     pub(super) name: String,
+    pub(super) configuration: String,
     pub(super) case: Arc<Case>,
     pub(super) harness: MakeHarness,
     /// Why it is known not to pass.
@@ -89,10 +91,20 @@ impl Run {
     }
 }
 
-pub(super) fn repeat_faults(runs: &[Run], times: u32, mut report: impl FnMut(&Repeated)) {
-    for run in runs.iter().filter(|run| run.case.causes_faults()) {
-        report(&run.repeat(times));
+pub(super) fn repeat_faults(runs: Vec<Run>, times: u32, report: impl FnMut(&Repeated) + Send) {
+    let report = Mutex::new(report);
+    let report = &report;
+    let turn = |run: Run| {
+        move || {
+            let repeated = run.repeat(times);
+            report.lock().unwrap_or_else(PoisonError::into_inner)(&repeated);
+        }
+    };
+    let mut turns = Turns::default();
+    for run in runs.into_iter().filter(|run| run.case.causes_faults()) {
+        turns.add(run.configuration.clone(), turn(run));
     }
+    thread::scope(|scope| turns.start(scope));
 }
 
 /// Runs what the arguments select: cases that cause faults in turn, beside the others unless there
@@ -105,7 +117,7 @@ pub(super) fn report(runs: Vec<Run>, arguments: &Arguments) -> ExitCode {
         .into_iter()
         .map(|run| Trial::ignorable_test(run.name.clone(), move || run.answer()))
         .collect();
-    let mut turns: Vec<Box<dyn FnOnce() + Send>> = Vec::new();
+    let mut turns = Turns::default();
     // Last, so that no thread waits for them while there is something else to do.
     for run in in_turn {
         let (sender, answer) = channel();
@@ -114,15 +126,34 @@ pub(super) fn report(runs: Vec<Run>, arguments: &Arguments) -> ExitCode {
         });
         if !arguments.is_filtered_out(&trial) {
             // Nobody waits for the answer of a program that ends early.
-            turns.push(Box::new(move || drop(sender.send(run.answer()))));
+            turns.add(run.configuration.clone(), move || drop(sender.send(run.answer())));
         }
         trials.push(trial);
     }
     let idle = arguments.list || arguments.bench;
     thread::scope(|scope| {
         if !idle {
-            scope.spawn(|| turns.into_iter().for_each(|turn| turn()));
+            turns.start(scope);
         }
         libtest_mimic::run(arguments, trials).exit_code()
     })
+}
+
+/// What each configuration does one after another, beside the others.
+#[derive(Default)]
+struct Turns<'a>(BTreeMap<String, Vec<Box<dyn FnOnce() + Send + 'a>>>);
+
+impl<'a> Turns<'a> {
+    fn add(&mut self, configuration: String, turn: impl FnOnce() + Send + 'a) {
+        self.0.entry(configuration).or_default().push(Box::new(turn));
+    }
+
+    fn start<'scope>(self, scope: &'scope thread::Scope<'scope, '_>)
+    where
+        'a: 'scope,
+    {
+        for turns in self.0.into_values() {
+            scope.spawn(|| turns.into_iter().for_each(|turn| turn()));
+        }
+    }
 }
