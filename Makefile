@@ -7,8 +7,10 @@ FEATURES := amqp memory
 # Tools that cargo does not bring are installed here, once, at this version.
 TOOLS := $(CURDIR)/.tools
 DENY := $(TOOLS)/cargo-deny-0.20.2
+# The networked drivers, whose tests start their brokers in containers.
+BROKERS := amqp
 
-.PHONY: help demo test check features docs audit bench
+.PHONY: help demo test check features docs audit images bench
 
 help:
 	@echo 'make demo    checksum every file of this repository through a queue (DIR=… for another)'
@@ -16,12 +18,13 @@ help:
 	@echo 'make check   formatting and lints'
 	@echo 'make docs    the documentation, in target/doc'
 	@echo 'make audit   bans, licences and sources of dependencies'
+	@echo 'make images  the container engine and the images that the tests start brokers from'
 	@echo 'make bench   the drivers beside their bare clients'
 
 demo:
 	$(CARGO) run --release -p jobs --example quickstart -- $(DIR)
 
-test: check features docs
+test: check features docs images
 	$(CARGO) test --workspace --all-features
 	$(MAKE) audit
 
@@ -46,5 +49,8 @@ $(DENY):
 	$(CARGO) install cargo-deny --version 0.20.2 --locked --no-default-features --profile dev \
 	    --root $(DENY)
 
-bench:
+images:
+	compose/images $(BROKERS)
+
+bench: images
 	$(CARGO) kit bench all
