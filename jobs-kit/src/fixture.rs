@@ -161,6 +161,18 @@ impl Fixture {
         self.start(self.configure_prefetch(prefetch).await?).await
     }
 
+    /// Makes the broker fit to suffer this fault, after what is declared was declared. See
+    /// [`Harness::sync`].
+    ///
+    /// # Errors
+    /// The harness's.
+    pub async fn prepare(&self, fault: Fault) -> Result<()> {
+        match fault {
+            Fault::Kill => self.harness().sync().await,
+            _ => Ok(()),
+        }
+    }
+
     /// Begins a fault. What a case does not [`end`](Self::end) ends with the case.
     ///
     /// # Errors

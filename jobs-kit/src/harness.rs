@@ -95,6 +95,12 @@ pub trait Harness: Send + Sync + 'static {
         None
     }
 
+    /// Returns when what pipelines have declared so far outlives a [`Fault::Kill`]: some brokers write
+    /// that down late, and lose confirmed jobs with it. Default: at once.
+    async fn sync(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Begins a fault, and returns when it has happened: connections are gone, or nothing more
     /// crosses them.
     async fn begin(&self, _fault: Fault) -> Result<()> {

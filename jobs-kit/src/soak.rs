@@ -244,6 +244,7 @@ async fn disturb(fixture: &Fixture, faults: &[Fault], mut random: Rng, end: Inst
         if Instant::now() >= end {
             break;
         }
+        fixture.prepare(*fault).await?;
         fixture.inject(*fault).await?;
     }
     sleep_until(end).await;

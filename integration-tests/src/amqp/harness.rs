@@ -174,6 +174,10 @@ impl Harness for Amqp {
         Some(Arc::new(Self { place: Place::Own, ..self.clone() }))
     }
 
+    async fn sync(&self) -> Result<()> {
+        self.broker().await?.sync().await
+    }
+
     async fn begin(&self, fault: Fault) -> Result<()> {
         self.broker().await?.begin(fault).await
     }

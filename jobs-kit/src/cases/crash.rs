@@ -71,16 +71,16 @@ fn at_once(_: usize) -> Duration {
 }
 
 /// Jobs that the broker keeps in memory do not outlive it.
-fn demand_durable(pipeline: &TestPipeline, fault: Fault) -> CaseResult {
-    match fault == Fault::Kill && !pipeline.driver().capabilities().durable {
-        true => Err(CaseError::ignored("jobs of this configuration do not outlive the broker")),
-        false => Ok(()),
+async fn prepare(fx: &Fixture, pipeline: &TestPipeline, fault: Fault) -> CaseResult {
+    if fault == Fault::Kill && !pipeline.driver().capabilities().durable {
+        return Err(CaseError::ignored("jobs of this configuration do not outlive the broker"));
     }
+    Ok(fx.prepare(fault).await?)
 }
 
 async fn pushes_outlive(fx: Fixture, fault: Fault) -> CaseResult {
     let pipeline = fx.connect(fx.configure().await?).await?;
-    demand_durable(&pipeline, fault)?;
+    prepare(&fx, &pipeline, fault).await?;
     let mut books = Books::open(&fx, &pipeline);
     books.push(8, 50, at_once);
     books.until("some pushes", |totals| totals.accepted >= 20).await?;
@@ -94,7 +94,7 @@ async fn pushes_outlive(fx: Fixture, fault: Fault) -> CaseResult {
 async fn consumption_outlives(fx: Fixture, fault: Fault) -> CaseResult {
     const HELD: usize = 5;
     let pipeline = fx.connect(fx.configure_prefetch(20).await?).await?;
-    demand_durable(&pipeline, fault)?;
+    prepare(&fx, &pipeline, fault).await?;
     let mut books = Books::open(&fx, &pipeline);
     books.push(8, 50, at_once);
     books.pushed().await?;
@@ -110,13 +110,14 @@ async fn consumption_outlives(fx: Fixture, fault: Fault) -> CaseResult {
 
 async fn delays_outlive(fx: Fixture, fault: Fault) -> CaseResult {
     let pipeline = fx.pipeline().await?;
-    demand_durable(&pipeline, fault)?;
+    prepare(&fx, &pipeline, fault).await?;
     let mut books = Books::open(&fx, &pipeline);
     // They become due one after another, so that some do at the moment of the fault.
     let delay = |number| Duration::from_millis(200 + 25 * number as u64);
     // What a driver sets up for the first job of each delay is there when the broker is killed.
     books.push(1, 40, delay);
     books.pushed().await?;
+    fx.prepare(fault).await?;
     books.push(4, 40, delay);
     books.work(2);
     books.until("the first are due", |totals| totals.done >= 10).await?;

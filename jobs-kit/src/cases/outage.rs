@@ -234,6 +234,7 @@ async fn stop_is_bounded(fx: Fixture, fault: Fault) -> CaseResult {
     let second = fx.connect(pipeline.config().clone()).await?;
     let pushed = pipeline.push_numbered(5).await?;
     let held = pipeline.take(2).await?;
+    fx.prepare(fault).await?;
     fx.begin(fault).await?;
     // What could not be flushed is its answer; it stops all the same.
     drop(bounded(&fx, "stop", pipeline.stop()).await?);

@@ -83,6 +83,7 @@ async fn consuming_resumes(fx: Fixture, fault: Fault) -> CaseResult {
     let pipeline = fx.pipeline().await?;
     pipeline.push_numbered(3).await?;
     pipeline.ack_next(3).await?;
+    fx.prepare(fault).await?;
     fx.inject(fault).await?;
     let pushed = pipeline.push_eventually(3).await?;
     ack_until_found(&pipeline, pushed).await
