@@ -1,8 +1,9 @@
 //! Questions and declarations, on a channel apart from the busy ones: a question about something that
 //! does not exist closes its channel.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use jobs_core::{ErrorKind, Result};
@@ -17,6 +18,10 @@ use crate::topology::{self, Destination, Side, Topology};
 /// How often to look for levels that another process may have made.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
+/// How long the binding of the due exchange is trusted: it is gone with the queue, and is not there again
+/// when somebody else declares that anew.
+const BIND_AGAIN: Duration = Duration::from_secs(2);
+
 /// Knows what is at the broker. Opens its channel when it is asked something.
 pub(crate) struct Inspector {
     connections: Arc<Connections>,
@@ -25,6 +30,8 @@ pub(crate) struct Inspector {
     slot: Mutex<Slot>,
     /// Held by whoever declares levels.
     declaring: Mutex<()>,
+    /// What was declared may be missing.
+    distrusted: AtomicBool,
 }
 
 #[derive(Default)]
@@ -33,6 +40,8 @@ struct Slot {
     /// The connection of the channel, and the hops that were declared on it.
     connection: u64,
     declared: HashSet<Hop>,
+    /// When the due exchange was bound for messages with these destinations.
+    bound: HashMap<Destination, Instant>,
     /// Levels that exist, as far as is known.
     levels: BTreeSet<Level>,
     looked: Option<Instant>,
@@ -41,7 +50,14 @@ struct Slot {
 impl Inspector {
     /// `side` is the connection to ask on: only that of an exclusive queue may ask about it.
     pub(crate) fn new(connections: Arc<Connections>, topology: Arc<Topology>, side: Side) -> Self {
-        Self { connections, topology, side, slot: Mutex::default(), declaring: Mutex::default() }
+        Self {
+            connections,
+            topology,
+            side,
+            slot: Mutex::default(),
+            declaring: Mutex::default(),
+            distrusted: AtomicBool::new(false),
+        }
     }
 
     /// Declares what the pipeline needs before anything else happens.
@@ -67,8 +83,21 @@ impl Inspector {
         delay: Duration,
         to: Destination,
     ) -> Result<Vec<(String, String)>> {
-        let (slot, channel) = self.open().await?;
-        self.within("push", self.topology.check_target(&channel)).await?;
+        let (mut slot, channel) = self.open().await?;
+        if self.distrusted.swap(false, Ordering::AcqRel) {
+            slot.declared.clear();
+            slot.bound.clear();
+        }
+        match slot.bound.get(&to).filter(|bound| bound.elapsed() < BIND_AGAIN) {
+            Some(_) => {
+                let found = self.within("push", self.topology.check_target(&channel)).await;
+                found.inspect_err(|_| slot.bound.clear())?;
+            }
+            None => {
+                self.renew_due(to).await?;
+                slot.bound.insert(to, Instant::now());
+            }
+        }
         let unknown = |hop: &Hop| !slot.declared.contains(hop);
         let missing: Vec<_> = delays::hops(delay).into_iter().filter(unknown).collect();
         drop(slot);
@@ -76,6 +105,13 @@ impl Inspector {
             self.declare_hops(missing).await?;
         }
         Ok(Topology::way(delay, to))
+    }
+
+    /// On a channel of its own: the client keeps every binding in memory until the channel ends.
+    async fn renew_due(&self, to: Destination) -> Result<()> {
+        let live = self.live().await?;
+        let channel = live.channel("push", self.connections.timeout()).await?;
+        self.within("push", self.topology.renew_due(&channel, to)).await
     }
 
     /// On a channel of its own: a queue without a leader does not answer, and what is asked after it
@@ -102,9 +138,9 @@ impl Inspector {
         Ok(())
     }
 
-    /// Something that was declared is missing.
-    pub(crate) async fn forget_delays(&self) {
-        self.slot.lock().await.declared.clear();
+    /// Something is missing at the broker: declare everything again before the next delayed message.
+    pub(crate) fn distrust(&self) {
+        self.distrusted.store(true, Ordering::Release);
     }
 
     /// The messages that wait in the levels that are known.
@@ -171,6 +207,7 @@ impl Inspector {
         if slot.connection != live.number {
             slot.connection = live.number;
             slot.declared.clear();
+            slot.bound.clear();
         }
         let channel = live.channel("connect", self.connections.timeout()).await?;
         slot.channel = Some(channel.clone());

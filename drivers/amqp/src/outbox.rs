@@ -54,14 +54,20 @@ impl Outbox {
         let most = self.config.max_priority;
         let properties = codec::encode(&message, &self.pipeline, self.priority, attempt, most);
         if message.delay().is_zero() {
-            return self.publisher.publish(Publish { target, message, properties }, deadline).await;
+            let answer = self.publisher.publish(Publish { target, message, properties }, deadline);
+            return answer.await.inspect_err(|error| {
+                if error.kind() == ErrorKind::NotFound {
+                    // When the queue is there again, delayed messages must find it.
+                    self.inspector.distrust();
+                }
+            });
         }
         let (again, key) = (properties.clone(), target.routing_key);
         let delayed = self.delayed(message.clone(), properties, &key, to, deadline).await?;
         match self.publisher.publish(delayed, deadline).await {
             // Somebody deleted the levels. It came back, so it is not stored.
             Err(error) if error.kind() == ErrorKind::NotFound && !error.may_be_stored() => {
-                self.inspector.forget_delays().await;
+                self.inspector.distrust();
                 let delayed = self.delayed(message, again, &key, to, deadline).await?;
                 self.publisher.publish(delayed, deadline).await
             }

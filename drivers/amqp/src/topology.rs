@@ -31,12 +31,19 @@ pub(crate) struct Target {
 }
 
 /// Where a delayed message goes when it is due.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Destination {
     /// Where every push goes.
     Exchange,
     /// The pipeline's own queue: a copy of a job must not reach other queues of the exchange.
     Queue,
+}
+
+/// What a binding leads to.
+#[derive(Debug, PartialEq)]
+enum End<'a> {
+    Queue(&'a str),
+    Exchange(&'a str),
 }
 
 /// Which of the two connections.
@@ -100,46 +107,69 @@ impl Topology {
         let (name, arguments) = (queue.name.as_str(), queue.arguments.clone());
         channel.queue_declare(name.into(), options, arguments).await?;
         if self.exchange.is_some() {
-            self.bind_queue(
-                channel,
-                &self.exchange_name(),
-                &self.routing_key,
-                FieldTable::default(),
-            )
-            .await?;
+            let (exchange, key) = (self.exchange_name(), self.routing_key.clone());
+            let options = QueueBindOptions::default();
+            channel.queue_bind(name.into(), exchange, key, options, FieldTable::default()).await?;
         }
         Ok(())
     }
 
-    /// Declares where delayed messages end. Made anew with every connection: a queue that was
-    /// deleted and declared again gets what is due.
+    /// Declares where delayed messages end, as far as this pipeline declares where they go.
     pub(crate) async fn declare_due(&self, channel: &Channel) -> Result<()> {
-        let due: ShortString = self.due().into();
-        declare_headers_exchange(channel, &due).await?;
-        if self.queue.is_some() {
-            // Without an exchange of its own everything goes to the queue.
-            let to = if self.exchange.is_some() { Some(Destination::Queue) } else { None };
-            let arguments = to.map_or_else(any, |to| matching(to_header(to)));
-            self.bind_queue(channel, &due, &"".into(), arguments).await?;
+        declare_headers_exchange(channel, &self.due().into()).await?;
+        match (&self.queue, &self.exchange) {
+            // Somebody else's queue, which need not exist yet.
+            (None, None) => Ok(()),
+            _ => self.bind_due(channel, Destination::Exchange).await,
         }
-        if self.exchange.is_some() {
-            let (to, none) = (matching(to_header(Destination::Exchange)), "".into());
-            let options = ExchangeBindOptions::default();
-            channel.exchange_bind(self.exchange_name(), due, none, options, to).await?;
+    }
+
+    /// Declares where messages with this destination end. Fails with `NotFound` if it does not exist.
+    ///
+    /// Not only once: a queue that was deleted and declared again is not bound any more.
+    pub(crate) async fn renew_due(&self, channel: &Channel, to: Destination) -> Result<()> {
+        declare_headers_exchange(channel, &self.due().into()).await?;
+        self.bind_due(channel, to).await
+    }
+
+    async fn bind_due(&self, channel: &Channel, to: Destination) -> Result<()> {
+        let (due, none) = (ShortString::from(self.due()), ShortString::from(""));
+        for (end, arguments) in self.ends(to) {
+            match end {
+                End::Queue(queue) => {
+                    let (queue, options) = (queue.into(), QueueBindOptions::default());
+                    channel
+                        .queue_bind(queue, due.clone(), none.clone(), options, arguments)
+                        .await?;
+                }
+                End::Exchange(name) => {
+                    let (name, options) = (name.into(), ExchangeBindOptions::default());
+                    let bound =
+                        channel.exchange_bind(name, due.clone(), none.clone(), options, arguments);
+                    bound.await?;
+                }
+            }
         }
         Ok(())
     }
 
-    async fn bind_queue(
-        &self,
-        channel: &Channel,
-        exchange: &ShortString,
-        routing_key: &ShortString,
-        arguments: FieldTable,
-    ) -> Result<()> {
-        let queue = self.queue.as_ref().map_or("", |queue| queue.name.as_str()).into();
-        let options = QueueBindOptions::default();
-        channel.queue_bind(queue, exchange.clone(), routing_key.clone(), options, arguments).await
+    /// What the due exchange is bound to for messages with this destination, and by which headers.
+    fn ends(&self, to: Destination) -> Vec<(End<'_>, FieldTable)> {
+        let via = |to| matching(to_header(to));
+        match (&self.queue, &self.exchange) {
+            // Without an exchange of its own everything goes to the queue.
+            (None, None) => vec![(End::Queue(self.routing_key.as_str()), any())],
+            (Some(queue), None) => vec![(End::Queue(&queue.name), any())],
+            (None, Some(exchange)) => vec![(End::Exchange(&exchange.name), via(to))],
+            (Some(queue), Some(exchange)) => {
+                let copies = (End::Queue(queue.name.as_str()), via(Destination::Queue));
+                match to {
+                    Destination::Queue => vec![copies],
+                    // The queue is not where they end, but it must exist.
+                    Destination::Exchange => vec![copies, (End::Exchange(&exchange.name), via(to))],
+                }
+            }
+        }
     }
 
     /// The headers that make a message wait for `delay` and then go there.
@@ -195,7 +225,7 @@ impl Topology {
         channel.queue_delete(queue.into(), options).await.map(drop)
     }
 
-    /// Makes sure that a delayed message will find where it is going.
+    /// Makes sure that what delayed messages are for exists.
     pub(crate) async fn check_target(&self, channel: &Channel) -> Result<()> {
         match (&self.queue, &self.exchange) {
             (Some(queue), _) => ready(channel, &queue.name).await.map(drop),
@@ -300,4 +330,46 @@ fn any() -> FieldTable {
 
 pub(crate) fn text(value: impl Into<LongString>) -> AMQPValue {
     AMQPValue::LongString(value.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use jobs_core::{Options, Pipeline};
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn topology(options: Value) -> Topology {
+        let options = Options::from_value("p.config", options).expect("a map");
+        let pipeline = Pipeline::with_options("p", "amqp", options).expect("common options");
+        let shared = Options::from_value("amqp", json!({})).expect("a map");
+        Topology::new(&AmqpConfig::read(&shared, &pipeline).expect("valid"))
+    }
+
+    /// Where a message that is due ends, given what its header says.
+    fn ends(options: Value, to: Destination) -> Vec<String> {
+        let (name, value) = to_header(to);
+        let takes = |binding: &FieldTable| {
+            let mut wanted = binding.inner().iter().filter(|(name, _)| name.as_str() != "x-match");
+            wanted.all(|(key, wanted)| key.as_str() == name && *wanted == text(value.as_str()))
+        };
+        let topology = topology(options);
+        let ends = topology.ends(to).into_iter().filter(|(_, binding)| takes(binding));
+        ends.map(|(end, _)| format!("{end:?}")).collect()
+    }
+
+    #[test]
+    fn what_is_due_ends_in_one_place_in_every_shape() {
+        use Destination::{Exchange, Queue};
+        let consumed = json!({ "queue": "q" });
+        let pushed = json!({ "routing_key": "q" });
+        let both = json!({ "queue": "q", "exchange": "x" });
+        let only_exchange = json!({ "exchange": "x", "routing_key": "k" });
+        assert_eq!(ends(consumed.clone(), Exchange), [r#"Queue("q")"#]);
+        assert_eq!(ends(consumed, Queue), [r#"Queue("q")"#]);
+        assert_eq!(ends(pushed, Exchange), [r#"Queue("q")"#]);
+        assert_eq!(ends(both.clone(), Exchange), [r#"Exchange("x")"#]);
+        assert_eq!(ends(both, Queue), [r#"Queue("q")"#]);
+        assert_eq!(ends(only_exchange, Exchange), [r#"Exchange("x")"#]);
+    }
 }

@@ -3,13 +3,15 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use jobs_core::{ErrorKind, JobId};
+use jobs_core::{ErrorKind, JobId, Pipeline};
 use jobs_kit::{Case, CaseResult, Fault, Feature, Fixture};
 
 use super::{case, names};
 use crate::rabbitmq::{Brokers, Operator};
 
 const CUT: &[Feature] = &[Feature::Fault(Fault::Cut)];
+const DELAYED: &[Feature] = &[Feature::Fault(Fault::Cut), Feature::Delay];
+const DELAY: Duration = Duration::from_millis(100);
 
 pub(super) fn cases(brokers: &Arc<Brokers>) -> Vec<Case> {
     vec![
@@ -36,7 +38,7 @@ pub(super) fn cases(brokers: &Arc<Brokers>) -> Vec<Case> {
             "jobs that are due for a queue that is gone wait until it is there again",
             the_target_of_delayed_jobs,
         )
-        .needs(&[Feature::Fault(Fault::Cut), Feature::Delay]),
+        .needs(DELAYED),
         case(
             brokers,
             "gone::a_queue_at_a_delayed_push",
@@ -44,7 +46,23 @@ pub(super) fn cases(brokers: &Arc<Brokers>) -> Vec<Case> {
             "a delayed push to a queue that is gone is NotFound, and stores nothing",
             a_queue_at_a_delayed_push,
         )
-        .needs(&[Feature::Fault(Fault::Cut), Feature::Delay]),
+        .needs(DELAYED),
+        case(
+            brokers,
+            "gone::a_queue_that_is_there_again",
+            &[1],
+            "a delayed job finds a queue that somebody else has declared again",
+            a_queue_that_is_there_again,
+        )
+        .needs(DELAYED),
+        case(
+            brokers,
+            "gone::what_is_due_of_a_pipeline_that_pushes",
+            &[1],
+            "delayed jobs of a pipeline without queue and exchange reach the queue",
+            what_is_due_of_a_pipeline_that_pushes,
+        )
+        .needs(DELAYED),
     ]
 }
 
@@ -93,6 +111,52 @@ async fn a_queue_at_a_delayed_push(fx: Fixture, brokers: Arc<Brokers>) -> CaseRe
     let message = fx.message("gone").with_delay(Duration::from_millis(100));
     let answer = fx.within("a push", pipeline.push(message)).await?;
     fx.expect_refused(answer, ErrorKind::NotFound)?;
+    Ok(())
+}
+
+async fn a_queue_that_is_there_again(fx: Fixture, brokers: Arc<Brokers>) -> CaseResult {
+    let pipeline = fx.connect(fx.configure().await?).await?;
+    let queue = names::queue(pipeline.config());
+    let operator = operator(&brokers).await?;
+    for noticed in [false, true] {
+        operator.delete_queue(queue).await?;
+        if noticed {
+            let answer = fx.within("a push", pipeline.push(fx.message("gone"))).await?;
+            fx.expect_refused(answer, ErrorKind::NotFound)?;
+        }
+        // Not by the driver, which would bind it.
+        operator.declare_other(queue).await?;
+        pipeline.push(fx.message("due").with_delay(DELAY)).await?;
+        fx.eventually("it arrives", async || match operator.ready(queue).await {
+            Ok(1) => Ok(()),
+            found => Err(format!("{found:?}")),
+        })
+        .await?;
+    }
+    operator.close().await?;
+    Ok(())
+}
+
+async fn what_is_due_of_a_pipeline_that_pushes(fx: Fixture, brokers: Arc<Brokers>) -> CaseResult {
+    let consuming = fx.pipeline().await?;
+    let queue = names::queue(consuming.config());
+    // As if nothing but the queue had been declared.
+    let operator = operator(&brokers).await?;
+    operator.delete_exchange(&format!("jobs.delay.{queue}.due")).await?;
+    operator.close().await?;
+    let mut config = Pipeline::new(format!("{queue}-pushing"), jobs_amqp::NAME)
+        .with_option("routing_key", queue);
+    for option in ["addr", "heartbeat"] {
+        if let Some(value) = consuming.config().options().get(option) {
+            config = config.with_option(option, value.clone());
+        }
+    }
+    let pushing = fx.connect(config).await?;
+    let message = fx.message("due").with_delay(DELAY);
+    let pushed = message.id().clone();
+    pushing.push(message).await?;
+    assert_eq!(consuming.ack_next(1).await?, [pushed]);
+    consuming.expect_empty().await?;
     Ok(())
 }
 
