@@ -2,8 +2,9 @@
 
 use std::fmt;
 use std::io;
+use std::mem;
 use std::net::Shutdown;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -15,7 +16,8 @@ use tokio::time::timeout;
 
 use crate::NAME;
 use crate::config::{ConnectionConfig, TlsConfig};
-use crate::error::{mapped, timed_out};
+use crate::error::{closed_one_before, mapped, timed_out};
+use crate::topology::Side;
 
 /// How long a broker may take to say goodbye.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -41,9 +43,17 @@ pub(crate) struct Link {
 
 #[derive(Default)]
 struct Slot {
-    connection: Option<(Arc<Connection>, Socket)>,
+    open: Option<Arc<Open>>,
     /// With the number of its attempt.
     failure: Option<(u64, Failure)>,
+}
+
+/// A connection that was made. It ends when nobody holds it any more.
+struct Open {
+    connection: Connection,
+    socket: Socket,
+    /// No channel can be opened on it any more, those that are open go on.
+    worn_out: AtomicBool,
 }
 
 /// Hangs up when it is dropped. The client keeps a thread for every connection until its socket
@@ -61,7 +71,7 @@ enum Failure {
 /// A connection, and the number of the attempt that made it.
 #[derive(Clone)]
 pub(crate) struct Live {
-    pub(crate) connection: Arc<Connection>,
+    open: Arc<Open>,
     pub(crate) number: u64,
 }
 
@@ -98,12 +108,30 @@ impl Connections {
         self.config.connect_timeout
     }
 
-    pub(crate) async fn publishing(&self) -> Result<Live> {
-        self.publishing.get(&self.config).await
+    pub(crate) async fn consuming(&self) -> Result<Live> {
+        self.get(Side::Consuming).await
     }
 
-    pub(crate) async fn consuming(&self) -> Result<Live> {
-        self.consuming.get(&self.config).await
+    async fn get(&self, side: Side) -> Result<Live> {
+        match side {
+            Side::Publishing => self.publishing.get(&self.config).await,
+            Side::Consuming => self.consuming.get(&self.config).await,
+        }
+    }
+
+    /// Opens a channel, on a new connection if the one there is has worn out.
+    pub(crate) async fn channel(
+        &self,
+        side: Side,
+        operation: &'static str,
+    ) -> Result<(Live, Channel)> {
+        let mut live = self.get(side).await?;
+        let mut opened = live.channel(operation, self.timeout()).await;
+        if opened.is_err() && live.is_worn_out() {
+            live = self.get(side).await?;
+            opened = live.channel(operation, self.timeout()).await;
+        }
+        Ok((live, opened?))
     }
 
     /// A pipeline uses them no more. True if it was the last: then they may be closed.
@@ -127,23 +155,24 @@ impl Link {
     async fn get(&self, config: &ConnectionConfig) -> Result<Live> {
         let begun = self.attempts.load(Ordering::Acquire);
         let mut slot = self.slot.lock().await;
-        if let Some((connection, _)) = &slot.connection
-            && connection.status().connected()
-        {
+        if let Some(open) = slot.open.as_ref().filter(|open| open.is_usable()) {
             let number = self.attempts.load(Ordering::Acquire);
-            return Ok(Live { connection: Arc::clone(connection), number });
+            return Ok(Live { open: Arc::clone(open), number });
         }
         if let Some((_, failure)) = slot.failure.as_ref().filter(|(number, _)| *number > begun) {
             return Err(failure.clone().into());
         }
-        *slot = Slot::default();
+        if let Some(open) = mem::take(&mut *slot).open {
+            open.give_up();
+        }
         let number = self.attempts.fetch_add(1, Ordering::AcqRel) + 1;
         let attempt = timeout(config.connect_timeout, self.connect(config)).await;
         match attempt.unwrap_or(Err(Failure::Timeout)) {
             Ok((connection, socket)) => {
-                let connection = Arc::new(connection);
-                slot.connection = Some((Arc::clone(&connection), socket));
-                Ok(Live { connection, number })
+                let worn_out = AtomicBool::new(false);
+                let open = Arc::new(Open { connection, socket, worn_out });
+                slot.open = Some(Arc::clone(&open));
+                Ok(Live { open, number })
             }
             Err(failure) => {
                 slot.failure = Some((number, failure.clone()));
@@ -181,11 +210,11 @@ impl Link {
     }
 
     async fn close(&self) {
-        let Some((connection, _socket)) = self.slot.lock().await.connection.take() else { return };
-        if !connection.status().connected() {
+        let Some(open) = self.slot.lock().await.open.take() else { return };
+        if !open.connection.status().connected() {
             return;
         }
-        let goodbye = connection.close(200, "stopped".into());
+        let goodbye = open.connection.close(200, "stopped".into());
         match timeout(CLOSE_TIMEOUT, goodbye).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!(%error, "closing a connection"),
@@ -194,14 +223,49 @@ impl Link {
     }
 }
 
+impl Open {
+    fn is_usable(&self) -> bool {
+        self.connection.status().connected() && !self.worn_out.load(Ordering::Acquire)
+    }
+
+    /// Hangs up, unless there may be channels that still work.
+    fn give_up(&self) {
+        if !self.connection.status().connected() {
+            self.socket.hang_up();
+        }
+    }
+}
+
 impl Live {
+    pub(crate) fn connection(&self) -> &Connection {
+        &self.open.connection
+    }
+
+    fn is_worn_out(&self) -> bool {
+        self.open.worn_out.load(Ordering::Acquire)
+    }
+
     /// Opens a channel.
+    ///
+    /// The client never forgets that the broker closed a channel: once it has used up all numbers and
+    /// begins again, it refuses those. Then the next channel is opened on another connection.
     pub(crate) async fn channel(
         &self,
         operation: &'static str,
         limit: Duration,
     ) -> Result<Channel> {
-        within(limit, operation, self.connection.create_channel()).await
+        match timeout(limit, self.connection().create_channel()).await {
+            Ok(Err(error))
+                if self.connection().status().connected() && closed_one_before(&error) =>
+            {
+                self.open.worn_out.store(true, Ordering::Release);
+                tracing::debug!(%error, "the connection has worn out");
+                let error = Error::new(ErrorKind::Connection, operation).with_driver(NAME);
+                Err(error.with_context("the connection has no more channels").transient())
+            }
+            Ok(answer) => answer.map_err(|error| mapped(operation, &error)),
+            Err(_) => Err(timed_out(operation)),
+        }
     }
 }
 
@@ -247,10 +311,16 @@ impl From<io::Error> for Failure {
     }
 }
 
-impl Drop for Socket {
-    fn drop(&mut self) {
+impl Socket {
+    fn hang_up(&self) {
         // If that fails the peer has hung up already.
         let _ = self.0.shutdown(Shutdown::Both);
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        self.hang_up();
     }
 }
 

@@ -1,8 +1,8 @@
 //! From the client's errors to the suite's: the only place that maps.
 
 use jobs_core::{Error, ErrorKind};
-use lapin::ErrorKind as Client;
 use lapin::protocol::{AMQPError, AMQPErrorKind, AMQPHardError, AMQPSoftError};
+use lapin::{ChannelState, ErrorKind as Client};
 
 use crate::NAME;
 
@@ -81,6 +81,17 @@ fn classify_answer(answer: &AMQPError) -> (ErrorKind, bool) {
     }
 }
 
+/// True for what the client answers to opening a channel when the broker closed one with the same
+/// number earlier: the broker's words of then.
+pub(crate) fn closed_one_before(error: &lapin::Error) -> bool {
+    match error.kind() {
+        Client::ProtocolError(answer) => matches!(answer.kind(), AMQPErrorKind::Soft(_)),
+        // It did not understand these words.
+        Client::InvalidChannelState(state, _) => *state == ChannelState::Closing,
+        _ => false,
+    }
+}
+
 /// The size above which the broker refuses messages, if that is what it says.
 pub(crate) fn max_message_size(error: &lapin::Error) -> Option<usize> {
     let Client::ProtocolError(answer) = error.kind() else { return None };
@@ -130,6 +141,17 @@ mod tests {
         }
         assert_eq!(max_message_size(&answered(Soft::PRECONDITIONFAILED.into(), large)), Some(10));
         assert_eq!(max_message_size(&answered(Soft::PRECONDITIONFAILED.into(), late)), None);
+    }
+
+    #[test]
+    fn only_the_answer_of_a_closed_channel_wears_a_connection_out() {
+        use AMQPHardError as Hard;
+        use AMQPSoftError as Soft;
+        assert!(closed_one_before(&answered(Soft::NOTFOUND.into(), "NOT_FOUND - no queue 'q'")));
+        assert!(!closed_one_before(&answered(Hard::CONNECTIONFORCED.into(), "CONNECTION_FORCED")));
+        assert!(!closed_one_before(&Client::ChannelsLimitReached.into()), "all are in use");
+        let closing = Client::InvalidChannelState(ChannelState::Closing, "channel.close-ok sent");
+        assert!(closed_one_before(&closing.into()));
     }
 
     #[test]

@@ -11,12 +11,13 @@ use lapin::Channel;
 use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::{Instant, timeout_at};
 
-use crate::connection::{Connections, Live, within};
+use crate::connection::{Connections, within};
 use crate::delays::{self, Hop, LEVELS, Level};
 use crate::topology::{self, Destination, Side, Topology};
 
-/// How often to look for levels that another process may have made.
-const LOOK_AGAIN: Duration = Duration::from_secs(60);
+/// How often to look for levels that another process may have made. Each that does not exist costs a
+/// channel, of which a connection has a limited number.
+const LOOK_AGAIN: Duration = Duration::from_secs(3600);
 
 /// How long the binding of the due exchange is trusted: it is gone with the queue, and is not there again
 /// when somebody else declares that anew.
@@ -44,6 +45,8 @@ struct Slot {
     bound: HashMap<Destination, Instant>,
     /// Levels that exist, as far as is known.
     levels: BTreeSet<Level>,
+    /// Those still to be looked for, since when.
+    unseen: BTreeSet<Level>,
     looked: Option<Instant>,
 }
 
@@ -109,8 +112,7 @@ impl Inspector {
 
     /// On a channel of its own: the client keeps every binding in memory until the channel ends.
     async fn renew_due(&self, to: Destination) -> Result<()> {
-        let live = self.live().await?;
-        let channel = live.channel("push", self.connections.timeout()).await?;
+        let (_live, channel) = self.connections.channel(self.side, "push").await?;
         self.within("push", self.topology.renew_due(&channel, to)).await
     }
 
@@ -118,8 +120,7 @@ impl Inspector {
     /// on the same channel would wait as well.
     async fn declare_hops(&self, hops: Vec<Hop>) -> Result<()> {
         let _others = self.declaring.lock().await;
-        let live = self.live().await?;
-        let channel = live.channel("push", self.connections.timeout()).await?;
+        let (live, channel) = self.connections.channel(self.side, "push").await?;
         for hop in hops {
             let declared = self.within("push", self.topology.declare_hop(&channel, hop)).await;
             declared.map_err(|error| match (error.kind(), hop.to) {
@@ -159,23 +160,24 @@ impl Inspector {
                 }
                 Err(error) => return Err(error),
             }
+            slot.unseen.remove(&level);
         }
         Ok(sum)
     }
 
-    /// Those that are known; from time to time all, if there may be any.
+    /// Those that are known and those that were not looked for yet; from time to time all, if there
+    /// may be any.
     async fn levels_to_ask(&self) -> Result<BTreeSet<Level>> {
         let (mut slot, channel) = self.open().await?;
-        if slot.looked.is_some_and(|looked| looked.elapsed() < LOOK_AGAIN) {
-            return Ok(slot.levels.clone());
+        if slot.looked.is_none_or(|looked| looked.elapsed() >= LOOK_AGAIN) {
+            match self.within("state", self.topology.check_delays(&channel)).await {
+                Ok(()) => slot.unseen = (0..LEVELS).collect(),
+                Err(error) if error.kind() == ErrorKind::NotFound => slot.unseen.clear(),
+                Err(error) => return Err(error),
+            }
+            slot.looked = Some(Instant::now());
         }
-        let answer = self.within("state", self.topology.check_delays(&channel)).await;
-        slot.looked = Some(Instant::now());
-        match answer {
-            Ok(()) => Ok((0..LEVELS).collect()),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(BTreeSet::new()),
-            Err(error) => Err(error),
-        }
+        Ok(&slot.levels | &slot.unseen)
     }
 
     /// Deletes the queue if the configuration says so and it is empty.
@@ -203,22 +205,14 @@ impl Inspector {
             let channel = channel.clone();
             return Ok((slot, channel));
         }
-        let live = self.live().await?;
+        let (live, channel) = self.connections.channel(self.side, "connect").await?;
         if slot.connection != live.number {
             slot.connection = live.number;
             slot.declared.clear();
             slot.bound.clear();
         }
-        let channel = live.channel("connect", self.connections.timeout()).await?;
         slot.channel = Some(channel.clone());
         Ok((slot, channel))
-    }
-
-    async fn live(&self) -> Result<Live> {
-        match self.side {
-            Side::Publishing => self.connections.publishing().await,
-            Side::Consuming => self.connections.consuming().await,
-        }
     }
 
     async fn within<T>(

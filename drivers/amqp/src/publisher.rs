@@ -213,9 +213,8 @@ enum Flown {
 
 impl Worker {
     async fn open(&mut self) -> Result<(Live, Channel)> {
-        let live = self.connections.publishing().await?;
         let limit = self.connections.timeout();
-        let channel = live.channel("connect", limit).await?;
+        let (live, channel) = self.connections.channel(Side::Publishing, "connect").await?;
         if self.declared != Some(live.number) {
             within(limit, "connect", self.topology.declare(&channel, Side::Publishing)).await?;
             if self.with_due {
@@ -269,7 +268,7 @@ impl Worker {
 
     /// Publishes until the channel is lost or nothing more will come.
     async fn serve(&mut self, live: &Live, channel: &Channel) -> End {
-        let frame_max = live.connection.configuration().frame_max();
+        let frame_max = live.connection().configuration().frame_max();
         let start = |request| start(channel, frame_max, request);
         let mut flights = FuturesUnordered::new();
         flights.extend(mem::take(&mut self.backlog).into_iter().filter_map(start));
@@ -321,7 +320,7 @@ impl Worker {
     /// True if the broker is short of memory or disk and takes no messages. What waits here
     /// meanwhile is certainly not stored.
     fn look_at_alarm(&self, live: &Live, before: bool) -> bool {
-        let blocked = live.connection.status().blocked();
+        let blocked = live.connection().status().blocked();
         match (before, blocked) {
             (false, true) => {
                 let trouble =

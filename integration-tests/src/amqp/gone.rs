@@ -63,6 +63,14 @@ pub(super) fn cases(brokers: &Arc<Brokers>) -> Vec<Case> {
             what_is_due_of_a_pipeline_that_pushes,
         )
         .needs(DELAYED),
+        case(
+            brokers,
+            "gone::more_channels_than_a_connection_has",
+            &[9],
+            "channels that the broker closes are not missing later",
+            more_channels_than_a_connection_has,
+        )
+        .needs(DELAYED),
     ]
 }
 
@@ -157,6 +165,27 @@ async fn what_is_due_of_a_pipeline_that_pushes(fx: Fixture, brokers: Arc<Brokers
     pushing.push(message).await?;
     assert_eq!(consuming.ack_next(1).await?, [pushed]);
     consuming.expect_empty().await?;
+    Ok(())
+}
+
+async fn more_channels_than_a_connection_has(fx: Fixture, brokers: Arc<Brokers>) -> CaseResult {
+    const CHANNELS: usize = 8;
+    let config = fx.configure().await?;
+    let address = config.options().get("addr").and_then(|value| value.as_str()).expect("a text");
+    let address = format!("{address}?channel_max={CHANNELS}");
+    let pipeline = fx.connect(config.with_option("addr", address)).await?;
+    let queue = names::queue(pipeline.config());
+    let operator = operator(&brokers).await?;
+    operator.delete_queue(queue).await?;
+    for _ in 0..3 * CHANNELS {
+        let message = fx.message("gone").with_delay(DELAY);
+        let answer = fx.within("a push", pipeline.push(message)).await?;
+        fx.expect_refused(answer, ErrorKind::NotFound)?;
+    }
+    operator.declare_other(queue).await?;
+    pipeline.push(fx.message("there again")).await?;
+    assert_eq!(operator.ready(queue).await?, 1);
+    operator.close().await?;
     Ok(())
 }
 
