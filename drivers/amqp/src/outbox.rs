@@ -3,11 +3,12 @@
 use std::fmt;
 use std::sync::Arc;
 
-use jobs_core::{Backoff, ErrorKind, Message, Result};
+use jobs_core::{Backoff, Error, ErrorKind, Message, Result};
 use lapin::BasicProperties;
 use lapin::types::ShortString;
 use tokio::time::{Instant, sleep, timeout_at};
 
+use crate::NAME;
 use crate::codec;
 use crate::config::AmqpConfig;
 use crate::error::timed_out;
@@ -31,8 +32,7 @@ pub(crate) struct Outbox {
 impl Outbox {
     /// Publishes a message; returns when the broker has it.
     pub(crate) async fn push(&self, message: Message, deadline: Instant) -> Result<()> {
-        let (message, routing_key) = take_routing_key(message);
-        let target = self.topology.pushes(routing_key);
+        let (message, target) = route(&self.topology, message)?;
         self.publish(message, 1, target, Destination::Exchange, deadline).await
     }
 
@@ -125,6 +125,23 @@ impl fmt::Debug for Outbox {
     }
 }
 
+/// Where a push goes.
+///
+/// What is due ends where the bindings of the pipeline lead. Whether another key leads anywhere would
+/// show then only, when nobody can be told.
+fn route(topology: &Topology, message: Message) -> Result<(Message, Target)> {
+    let (message, routing_key) = take_routing_key(message);
+    match routing_key {
+        Some(key) if !message.delay().is_zero() && !topology.pushes_with(&key) => {
+            let error = Error::new(ErrorKind::Unsupported, "push").with_driver(NAME);
+            Err(error.with_context(format!(
+                "a delayed message cannot have a `{ROUTING_KEY}` other than the pipeline's: `{key}`"
+            )))
+        }
+        key => Ok((message, topology.pushes(key))),
+    }
+}
+
 /// Takes the routing key out of the headers, if there is exactly one that AMQP can carry.
 fn take_routing_key(message: Message) -> (Message, Option<ShortString>) {
     if message.headers().get(ROUTING_KEY).is_none() {
@@ -143,7 +160,35 @@ fn take_routing_key(message: Message) -> (Message, Option<ShortString>) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use serde_json::json;
+
     use super::*;
+    use crate::topology::tests::topology;
+
+    #[test]
+    fn a_delayed_message_has_the_pipelines_routing_key() {
+        let consumed = topology(json!({ "queue": "k" }));
+        let exchanged = topology(json!({ "queue": "q", "exchange": "x", "routing_key": "k" }));
+        for topology in [consumed, exchanged] {
+            for (key, delay, expected) in [
+                ("k", Duration::ZERO, Some("k")),
+                ("other", Duration::ZERO, Some("other")),
+                ("k", Duration::from_millis(1), Some("k")),
+                ("other", Duration::from_millis(1), None),
+            ] {
+                let message = Message::new("a", "").with_header(ROUTING_KEY, key);
+                match (route(&topology, message.with_delay(delay)), expected) {
+                    (Ok((_, target)), Some(expected)) => {
+                        assert_eq!(target.routing_key.as_str(), expected);
+                    }
+                    (Err(error), None) => assert_eq!(error.kind(), ErrorKind::Unsupported),
+                    (answer, _) => panic!("{key} after {delay:?}: {answer:?}"),
+                }
+            }
+        }
+    }
 
     #[test]
     fn one_routing_key_replaces_the_pipelines_and_the_header_is_always_removed() {

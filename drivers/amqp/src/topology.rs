@@ -71,6 +71,11 @@ impl Topology {
         }
     }
 
+    /// True if every push has this routing key, unless it brings another.
+    pub(crate) fn pushes_with(&self, routing_key: &ShortString) -> bool {
+        self.routing_key == *routing_key
+    }
+
     /// The pipeline's queue, past its exchange.
     pub(crate) fn copies(&self) -> Target {
         let queue = self.queue.as_ref().map_or("", |queue| queue.name.as_str());
@@ -333,13 +338,13 @@ pub(crate) fn text(value: impl Into<LongString>) -> AMQPValue {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use jobs_core::{Options, Pipeline};
     use serde_json::{Value, json};
 
     use super::*;
 
-    fn topology(options: Value) -> Topology {
+    pub(crate) fn topology(options: Value) -> Topology {
         let options = Options::from_value("p.config", options).expect("a map");
         let pipeline = Pipeline::with_options("p", "amqp", options).expect("common options");
         let shared = Options::from_value("amqp", json!({})).expect("a map");
