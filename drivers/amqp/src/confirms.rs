@@ -6,7 +6,8 @@
 //! confirm that carries none. What holds is the order: when a confirm is resolved, every message
 //! returned before it has been hung on it or on one resolved earlier, or, if it carries one itself,
 //! waits for a confirm that is still to come. So confirms are judged in batches of everything that
-//! is resolved, by the ids of the messages they carry.
+//! is resolved, by the ids of the messages they carry and where these were published: one message may
+//! be on its way to several places.
 
 use std::collections::HashMap;
 
@@ -14,8 +15,21 @@ use std::collections::HashMap;
 #[derive(Debug)]
 pub(crate) struct Confirms<T> {
     resolved: Vec<Resolved<T>>,
-    /// Ids of returned messages whose own confirm was not seen yet.
-    returned: HashMap<String, usize>,
+    /// Returned messages whose own confirm was not seen yet.
+    returned: HashMap<Key, usize>,
+}
+
+/// What tells messages apart that are on their way.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Key {
+    pub(crate) id: String,
+    pub(crate) exchange: String,
+    pub(crate) routing_key: String,
+}
+
+/// What waits for its confirm.
+pub(crate) trait Published {
+    fn key(&self) -> Key;
 }
 
 #[derive(Debug)]
@@ -39,28 +53,29 @@ impl<T> Default for Confirms<T> {
     }
 }
 
-impl<T: AsRef<str>> Confirms<T> {
-    /// The confirm of a push, which shows its id, carrying the returned message with that id.
-    pub(crate) fn resolve(&mut self, carried: Option<String>, push: T) {
+impl<T: Published> Confirms<T> {
+    /// The confirm of a push, carrying this returned message.
+    pub(crate) fn resolve(&mut self, carried: Option<Key>, push: T) {
         let carries = carried.is_some();
-        carried.into_iter().for_each(|id| self.note_returned(id));
+        carried.into_iter().for_each(|key| self.note_returned(key));
         self.resolved.push(Resolved { carries, push });
     }
 
     /// A message was returned.
-    pub(crate) fn note_returned(&mut self, id: String) {
-        *self.returned.entry(id).or_default() += 1;
+    pub(crate) fn note_returned(&mut self, key: Key) {
+        *self.returned.entry(key).or_default() += 1;
     }
 
     /// Judges what can be judged. To be called when no other confirm is resolved.
     pub(crate) fn judge(&mut self) -> Vec<(T, Verdict)> {
-        if self.resolved.is_empty() {
-            return Vec::new();
+        if self.returned.is_empty() {
+            let stored = |resolved: Resolved<T>| (resolved.push, Verdict::Stored);
+            return self.resolved.drain(..).map(stored).collect();
         }
         let mut judged = Vec::with_capacity(self.resolved.len());
         let mut kept = Vec::new();
         for resolved in self.resolved.drain(..) {
-            if take(&mut self.returned, resolved.push.as_ref()) {
+            if take(&mut self.returned, &resolved.push.key()) {
                 judged.push((resolved.push, Verdict::Returned));
             } else {
                 kept.push(resolved);
@@ -85,10 +100,10 @@ impl<T: AsRef<str>> Confirms<T> {
     }
 }
 
-fn take(counts: &mut HashMap<String, usize>, id: &str) -> bool {
-    match counts.get_mut(id) {
+fn take(counts: &mut HashMap<Key, usize>, key: &Key) -> bool {
+    match counts.get_mut(key) {
         None => false,
-        Some(1) => counts.remove(id).is_some(),
+        Some(1) => counts.remove(key).is_some(),
         Some(count) => {
             *count -= 1;
             true
@@ -98,70 +113,96 @@ fn take(counts: &mut HashMap<String, usize>, id: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeMap, BTreeSet, VecDeque};
+    use std::collections::{BTreeMap, VecDeque};
 
     use proptest::prelude::*;
 
     use super::*;
 
+    #[derive(Clone, Debug, PartialEq)]
+    struct Push {
+        tag: u64,
+        key: Key,
+    }
+
+    impl Published for Push {
+        fn key(&self) -> Key {
+            self.key.clone()
+        }
+    }
+
+    fn key(id: &str, exchange: &str, routing_key: &str) -> Key {
+        let [id, exchange, routing_key] = [id, exchange, routing_key].map(str::to_owned);
+        Key { id, exchange, routing_key }
+    }
+
     #[test]
     fn a_message_hung_on_another_confirm_finds_its_own() {
+        let (a, b) = (key("a", "", "q"), key("b", "", "q"));
+        let push = |tag, key: &Key| Push { tag, key: key.clone() };
         let mut confirms = Confirms::default();
-        confirms.resolve(Some("b".into()), "a");
+        confirms.resolve(Some(b.clone()), push(1, &a));
         assert_eq!(confirms.judge(), [], "`a` may have been returned as well");
-        confirms.resolve(None, "b");
-        assert_eq!(confirms.judge(), [("b", Verdict::Returned), ("a", Verdict::Stored)]);
+        confirms.resolve(None, push(2, &b));
+        let verdicts = [(push(2, &b), Verdict::Returned), (push(1, &a), Verdict::Stored)];
+        assert_eq!(confirms.judge(), verdicts);
     }
 
     /// The broker and the client between push and confirm.
     #[derive(Default)]
     struct Wire {
-        next: u64,
-        unconfirmed: BTreeSet<u64>,
+        unconfirmed: BTreeMap<u64, Key>,
         /// Messages the client has received back and not hung on a confirm.
-        waiting: VecDeque<String>,
-        truth: BTreeMap<u64, Verdict>,
+        waiting: VecDeque<Key>,
+        truth: Vec<Verdict>,
     }
 
     impl Wire {
-        fn push(&mut self, routable: bool) {
-            self.next += 1;
-            self.unconfirmed.insert(self.next);
+        fn push(&mut self, key: Key, routable: bool) {
             let verdict = if routable { Verdict::Stored } else { Verdict::Returned };
             if verdict == Verdict::Returned {
-                self.waiting.push_back(self.next.to_string());
+                self.waiting.push_back(key.clone());
             }
-            self.truth.insert(self.next, verdict);
+            self.unconfirmed.insert(self.truth.len() as u64, key);
+            self.truth.push(verdict);
         }
 
         /// Confirms some in one frame, in any order, and lets the driver look.
-        fn confirm(&mut self, tags: Vec<u64>, confirms: &mut Confirms<String>) {
+        fn confirm(&mut self, tags: Vec<u64>, confirms: &mut Confirms<Push>) {
             for tag in tags {
-                self.unconfirmed.remove(&tag);
-                confirms.resolve(self.waiting.pop_front(), tag.to_string());
+                let key = self.unconfirmed.remove(&tag).expect("it was chosen from these");
+                confirms.resolve(self.waiting.pop_front(), Push { tag, key });
             }
         }
     }
 
     #[derive(Clone, Debug)]
     enum Step {
-        Push(bool),
+        Push(Key, bool),
         Confirm(Vec<prop::sample::Index>),
+    }
+
+    /// A push of one of few messages to one of few places, some of which lead nowhere.
+    fn a_push() -> impl Strategy<Value = Step> {
+        (0..3_u8, 0..2_u8, 0..2_u8).prop_map(|(id, exchange, routing_key)| {
+            let key = key(&id.to_string(), &exchange.to_string(), &routing_key.to_string());
+            Step::Push(key, exchange == routing_key)
+        })
     }
 
     proptest! {
         #[test]
         fn every_push_gets_its_own_verdict(steps in prop::collection::vec(prop_oneof![
-            3 => any::<bool>().prop_map(Step::Push),
+            3 => a_push(),
             1 => prop::collection::vec(any::<prop::sample::Index>(), 1..5).prop_map(Step::Confirm),
         ], 1..200)) {
             let (mut wire, mut confirms, mut seen) = (Wire::default(), Confirms::default(), 0);
             let confirm_all = Step::Confirm(Vec::new());
             for step in steps.into_iter().chain([confirm_all]) {
                 match step {
-                    Step::Push(routable) => wire.push(routable),
+                    Step::Push(key, routable) => wire.push(key, routable),
                     Step::Confirm(choices) => {
-                        let mut left: Vec<_> = wire.unconfirmed.iter().copied().collect();
+                        let mut left: Vec<_> = wire.unconfirmed.keys().copied().collect();
                         let chosen = match choices.is_empty() {
                             true => std::mem::take(&mut left),
                             false => {
@@ -176,13 +217,14 @@ mod tests {
                         };
                         wire.confirm(chosen, &mut confirms);
                         for (push, verdict) in confirms.judge() {
-                            prop_assert_eq!(verdict, wire.truth[&push.parse::<u64>().expect("a tag")], "of push {}", push);
+                            let truth = wire.truth[usize::try_from(push.tag).expect("few")];
+                            prop_assert_eq!(verdict, truth, "of {:?}", push);
                             seen += 1;
                         }
                     }
                 }
             }
-            prop_assert_eq!(seen, wire.next, "everything is judged when all is confirmed");
+            prop_assert_eq!(seen, wire.truth.len(), "everything is judged when all is confirmed");
         }
     }
 }

@@ -47,7 +47,7 @@ impl Outbox {
         &self,
         message: Message,
         attempt: u32,
-        target: Target,
+        target: Arc<Target>,
         to: Destination,
         deadline: Instant,
     ) -> Result<()> {
@@ -62,13 +62,13 @@ impl Outbox {
                 }
             });
         }
-        let (again, key) = (properties.clone(), target.routing_key);
-        let delayed = self.delayed(message.clone(), properties, &key, to, deadline).await?;
+        let (again, key) = (properties.clone(), &target.routing_key);
+        let delayed = self.delayed(message.clone(), properties, key, to, deadline).await?;
         match self.publisher.publish(delayed, deadline).await {
             // Somebody deleted the levels. It came back, so it is not stored.
             Err(error) if error.kind() == ErrorKind::NotFound && !error.may_be_stored() => {
                 self.inspector.distrust();
-                let delayed = self.delayed(message, again, &key, to, deadline).await?;
+                let delayed = self.delayed(message, again, key, to, deadline).await?;
                 self.publisher.publish(delayed, deadline).await
             }
             answer => answer,
@@ -89,7 +89,11 @@ impl Outbox {
             headers.insert(name.into(), text(value));
         }
         let target = Target { exchange: self.topology.entry(), routing_key: routing_key.clone() };
-        Ok(Publish { target, message, properties: properties.with_headers(headers) })
+        Ok(Publish {
+            target: Arc::new(target),
+            message,
+            properties: properties.with_headers(headers),
+        })
     }
 
     /// Tries again while the broker is away, as a push does.
@@ -129,7 +133,7 @@ impl fmt::Debug for Outbox {
 ///
 /// What is due ends where the bindings of the pipeline lead. Whether another key leads anywhere would
 /// show then only, when nobody can be told.
-fn route(topology: &Topology, message: Message) -> Result<(Message, Target)> {
+fn route(topology: &Topology, message: Message) -> Result<(Message, Arc<Target>)> {
     let (message, routing_key) = take_routing_key(message);
     match routing_key {
         Some(key) if !message.delay().is_zero() && !topology.pushes_with(&key) => {

@@ -14,6 +14,7 @@ use std::time::Duration;
 use futures::future::FutureExt;
 use futures::stream::{FuturesUnordered, StreamExt};
 use jobs_core::{Backoff, Error, ErrorKind, Message, Result};
+use lapin::message::BasicReturnMessage;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::{BasicProperties, Channel, Confirmation};
 use tokio::sync::{Mutex, mpsc, oneshot};
@@ -23,7 +24,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::NAME;
 use crate::codec::{fits, id_of};
-use crate::confirms::{Confirms, Verdict};
+use crate::confirms::{Confirms, Key, Published, Verdict};
 use crate::connection::{Connections, Live, within};
 use crate::error::{closed, mapped, max_message_size};
 use crate::health::{Health, describe};
@@ -50,8 +51,8 @@ pub(crate) struct Publisher {
 
 /// A message on its way.
 pub(crate) struct Publish {
-    pub(crate) target: Target,
-    /// Its id tells returned messages apart, its payload is the body.
+    pub(crate) target: Arc<Target>,
+    /// Its id and target tell returned messages apart, its payload is the body.
     pub(crate) message: Message,
     pub(crate) properties: BasicProperties,
 }
@@ -187,12 +188,15 @@ struct Worker {
 /// A push that waits to be told.
 struct Pending {
     message: Message,
+    target: Arc<Target>,
     answer: oneshot::Sender<Result<()>>,
 }
 
-impl AsRef<str> for Pending {
-    fn as_ref(&self) -> &str {
-        self.message.id().as_str()
+impl Published for Pending {
+    fn key(&self) -> Key {
+        let Target { exchange, routing_key } = &*self.target;
+        let id = self.message.id().as_str().to_owned();
+        Key { id, exchange: exchange.to_string(), routing_key: routing_key.to_string() }
     }
 }
 
@@ -338,14 +342,12 @@ impl Worker {
     fn land(&mut self, flown: Flown, confirms: &mut Confirms<Pending>) -> bool {
         match flown {
             Flown::Confirmed(pending, Confirmation::Ack(returned)) => {
-                let returned =
-                    returned.and_then(|message| id_of(&message.properties).map(Into::into));
-                confirms.resolve(returned, pending);
+                confirms.resolve(returned.as_ref().and_then(key_of), pending);
                 false
             }
             Flown::Confirmed(pending, Confirmation::Nack(returned)) => {
-                if let Some(id) = returned.and_then(|m| id_of(&m.properties).map(Into::into)) {
-                    confirms.note_returned(id);
+                if let Some(key) = returned.as_ref().and_then(key_of) {
+                    confirms.note_returned(key);
                 }
                 let context = "the broker refused it: the queue is full, or could not store it";
                 let error = Error::new(ErrorKind::Throttled, "push").with_driver(NAME);
@@ -392,6 +394,16 @@ fn tell(judged: Vec<(Pending, Verdict)>) {
     }
 }
 
+/// What tells a message apart that the broker gave back.
+fn key_of(returned: &BasicReturnMessage) -> Option<Key> {
+    let delivery = &returned.delivery;
+    Some(Key {
+        id: id_of(&delivery.properties)?.to_owned(),
+        exchange: delivery.exchange.to_string(),
+        routing_key: delivery.routing_key.to_string(),
+    })
+}
+
 fn lost_channel() -> Error {
     let error = Error::new(ErrorKind::Connection, "push").with_driver(NAME);
     error.with_context("the channel was lost before the answer").transient().maybe_stored()
@@ -432,14 +444,14 @@ fn start(
         }
         let Request { publish: Publish { target, message, properties }, answer, .. } = request;
         let options = BasicPublishOptions { mandatory: true, ..Default::default() };
-        let Target { exchange, routing_key } = target;
+        let Target { exchange, routing_key } = Target::clone(&target);
         let body = message.payload();
         let written = channel.basic_publish(exchange, routing_key, options, body, properties).await;
         let confirmed = match written {
             Ok(confirm) => confirm.await,
             Err(error) => Err(error),
         };
-        let pending = Pending { message, answer };
+        let pending = Pending { message, target, answer };
         match confirmed {
             Ok(confirmation) => Flown::Confirmed(pending, confirmation),
             Err(error) => Flown::Failed(pending, error),

@@ -1,5 +1,6 @@
 //! What the driver declares at the broker.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use lapin::options::{
@@ -18,7 +19,8 @@ use crate::delays::{self, Hop, Level};
 pub(crate) struct Topology {
     queue: Option<QueueConfig>,
     exchange: Option<ExchangeConfig>,
-    routing_key: ShortString,
+    /// Where pushes go.
+    pushes: Arc<Target>,
     /// What the names of its levels start with.
     delays: String,
 }
@@ -55,35 +57,36 @@ pub(crate) enum Side {
 
 impl Topology {
     pub(crate) fn new(config: &AmqpConfig) -> Self {
+        let exchange = config.exchange.as_ref().map_or("", |exchange| exchange.name.as_str());
+        let routing_key = config.routing_key.as_str().into();
+        let pushes = Target { exchange: exchange.into(), routing_key };
         Self {
             queue: config.queue.clone(),
             exchange: config.exchange.clone(),
-            routing_key: config.routing_key.as_str().into(),
+            pushes: Arc::new(pushes),
             delays: delays_of(config),
         }
     }
 
     /// Where pushes go, with another routing key if the message brings one.
-    pub(crate) fn pushes(&self, routing_key: Option<ShortString>) -> Target {
-        Target {
-            exchange: self.exchange_name(),
-            routing_key: routing_key.unwrap_or_else(|| self.routing_key.clone()),
+    pub(crate) fn pushes(&self, routing_key: Option<ShortString>) -> Arc<Target> {
+        match routing_key {
+            None => Arc::clone(&self.pushes),
+            Some(routing_key) => {
+                Arc::new(Target { exchange: self.pushes.exchange.clone(), routing_key })
+            }
         }
     }
 
     /// True if every push has this routing key, unless it brings another.
     pub(crate) fn pushes_with(&self, routing_key: &ShortString) -> bool {
-        self.routing_key == *routing_key
+        self.pushes.routing_key == *routing_key
     }
 
     /// The pipeline's queue, past its exchange.
-    pub(crate) fn copies(&self) -> Target {
+    pub(crate) fn copies(&self) -> Arc<Target> {
         let queue = self.queue.as_ref().map_or("", |queue| queue.name.as_str());
-        Target { exchange: "".into(), routing_key: queue.into() }
-    }
-
-    fn exchange_name(&self) -> ShortString {
-        self.exchange.as_ref().map_or("", |exchange| exchange.name.as_str()).into()
+        Arc::new(Target { exchange: "".into(), routing_key: queue.into() })
     }
 
     /// Declares queue, exchange and the binding between them, as far as the configuration says.
@@ -112,7 +115,7 @@ impl Topology {
         let (name, arguments) = (queue.name.as_str(), queue.arguments.clone());
         channel.queue_declare(name.into(), options, arguments).await?;
         if self.exchange.is_some() {
-            let (exchange, key) = (self.exchange_name(), self.routing_key.clone());
+            let Target { exchange, routing_key: key } = Target::clone(&self.pushes);
             let options = QueueBindOptions::default();
             channel.queue_bind(name.into(), exchange, key, options, FieldTable::default()).await?;
         }
@@ -163,7 +166,7 @@ impl Topology {
         let via = |to| matching(to_header(to));
         match (&self.queue, &self.exchange) {
             // Without an exchange of its own everything goes to the queue.
-            (None, None) => vec![(End::Queue(self.routing_key.as_str()), any())],
+            (None, None) => vec![(End::Queue(self.pushes.routing_key.as_str()), any())],
             (Some(queue), None) => vec![(End::Queue(&queue.name), any())],
             (None, Some(exchange)) => vec![(End::Exchange(&exchange.name), via(to))],
             (Some(queue), Some(exchange)) => {
@@ -235,7 +238,7 @@ impl Topology {
         match (&self.queue, &self.exchange) {
             (Some(queue), _) => ready(channel, &queue.name).await.map(drop),
             (None, Some(exchange)) => exists(channel, &exchange.name, exchange.kind.clone()).await,
-            (None, None) => ready(channel, self.routing_key.as_str()).await.map(drop),
+            (None, None) => ready(channel, self.pushes.routing_key.as_str()).await.map(drop),
         }
     }
 
