@@ -5,6 +5,7 @@ use lapin::protocol::{AMQPError, AMQPErrorKind, AMQPHardError, AMQPSoftError};
 use lapin::{ChannelState, ErrorKind as Client};
 
 use crate::NAME;
+use crate::topology::Target;
 
 /// What the broker says of a message beyond its `max_message_size`.
 const TOO_LARGE: &str = "larger than configured max size";
@@ -99,6 +100,31 @@ pub(crate) fn max_message_size(error: &lapin::Error) -> Option<usize> {
     limit.trim().parse().ok()
 }
 
+/// True if the broker may mean a publish to this target: what it refuses is named in its words, of
+/// which it sends 255 bytes.
+pub(crate) fn refuses(error: &lapin::Error, target: &Target) -> bool {
+    let Client::ProtocolError(answer) = error.kind() else { return false };
+    let text = answer.get_message().as_str();
+    let exchange = match target.exchange.as_str() {
+        "" => "amq.default",
+        exchange => exchange,
+    };
+    // Permissions of topics name both.
+    let topic = !text.contains("topic '") || names(text, "topic", target.routing_key.as_str());
+    topic && names(text, "exchange", exchange)
+}
+
+fn names(text: &str, what: &str, name: &str) -> bool {
+    const CUT: &str = "...";
+    match text.split_once(&format!("{what} '")) {
+        Some((_, rest)) => {
+            let whole = rest.strip_prefix(name).is_some_and(|rest| rest.starts_with('\''));
+            whole || rest.strip_suffix(CUT).is_some_and(|start| name.starts_with(start))
+        }
+        None => text.ends_with(CUT),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -152,6 +178,31 @@ mod tests {
         assert!(!closed_one_before(&Client::ChannelsLimitReached.into()), "all are in use");
         let closing = Client::InvalidChannelState(ChannelState::Closing, "channel.close-ok sent");
         assert!(closed_one_before(&closing.into()));
+    }
+
+    #[test]
+    fn the_message_that_is_refused_is_named() {
+        use AMQPSoftError as Soft;
+        let refuses = |text: &str, exchange: &str, routing_key: &str| {
+            let target = Target { exchange: exchange.into(), routing_key: routing_key.into() };
+            super::refuses(&answered(Soft::ACCESSREFUSED.into(), text), &target)
+        };
+        let write =
+            "ACCESS_REFUSED - write access to exchange 'x' in vhost '/' refused for user 'u'";
+        let topic = "ACCESS_REFUSED - write access to topic 'k' in exchange 'x' in vhost '/' refused \
+                     for user 'u'";
+        let default =
+            "ACCESS_REFUSED - write access to exchange 'amq.default' in vhost '/' refused";
+        assert!(refuses(write, "x", "any"));
+        assert!(!refuses(write, "xy", "any") && !refuses(write, "", "any"));
+        assert!(refuses(topic, "x", "k"));
+        assert!(!refuses(topic, "x", "other") && !refuses(topic, "y", "k"));
+        assert!(refuses(default, "", "q") && !refuses(default, "x", "q"));
+        let long = "n".repeat(250);
+        let cut = format!("NOT_FOUND - no exchange '{}...", &long[..200]);
+        assert!(refuses(&cut, &long, "any") && !refuses(&cut, "x", "any"));
+        let cut = format!("ACCESS_REFUSED - write access to topic '{}...", &long[..200]);
+        assert!(refuses(&cut, "x", &long) && !refuses(&cut, "x", "k"));
     }
 
     #[test]

@@ -26,7 +26,7 @@ use crate::NAME;
 use crate::codec::{fits, id_of};
 use crate::confirms::{Confirms, Key, Published, Verdict};
 use crate::connection::{Connections, Live, within};
-use crate::error::{closed, mapped, max_message_size};
+use crate::error::{closed, mapped, max_message_size, refuses};
 use crate::health::{Health, describe};
 use crate::topology::{Side, Target, Topology};
 
@@ -287,26 +287,29 @@ impl Worker {
             tokio::select! {
                 biased;
                 Some(flown) = flights.next() => {
-                    let mut lost = self.land(flown, &mut confirms);
+                    let mut failed = Vec::new();
+                    let mut lost = self.land(flown, &mut confirms, &mut failed);
                     // Everything that has landed is judged together. Twice, because the set lets
                     // others run in between.
                     for _ in 0..2 {
                         while let Some(Some(flown)) = flights.next().now_or_never() {
-                            lost |= self.land(flown, &mut confirms);
+                            lost |= self.land(flown, &mut confirms, &mut failed);
                         }
                     }
                     tell(confirms.judge());
                     if lost {
                         let rest = async {
                             while let Some(flown) = flights.next().await {
-                                self.land(flown, &mut confirms);
+                                self.land(flown, &mut confirms, &mut failed);
                             }
                         };
-                        if timeout(DRAIN, rest).await.is_err() {
+                        let drained = timeout(DRAIN, rest).await.is_ok();
+                        if !drained {
                             tracing::error!("the client does not answer for a dead channel");
                         }
                         tell(confirms.judge());
                         confirms.into_undecided().for_each(|pending| pending.tell(Err(lost_channel())));
+                        self.tell_failed(failed, drained);
                         return End::Lost;
                     }
                 }
@@ -339,7 +342,12 @@ impl Worker {
     }
 
     /// Takes note of what became of a publish. True if the channel is lost.
-    fn land(&mut self, flown: Flown, confirms: &mut Confirms<Pending>) -> bool {
+    fn land(
+        &mut self,
+        flown: Flown,
+        confirms: &mut Confirms<Pending>,
+        failed: &mut Vec<(Pending, lapin::Error)>,
+    ) -> bool {
         match flown {
             Flown::Confirmed(pending, Confirmation::Ack(returned)) => {
                 confirms.resolve(returned.as_ref().and_then(key_of), pending);
@@ -361,9 +369,7 @@ impl Worker {
                 )
             }
             Flown::Failed(pending, error) => {
-                let failure = failed_push(&pending.message, &error);
-                self.health.met(&failure);
-                pending.tell(Err(failure));
+                failed.push((pending, error));
                 true
             }
             Flown::Refused(request) => {
@@ -371,6 +377,17 @@ impl Worker {
                 self.backlog.push_back(request);
                 true
             }
+        }
+    }
+
+    /// Tells those that were under way when the channel failed; `all` of them, unless some are missing.
+    fn tell_failed(&self, failed: Vec<(Pending, lapin::Error)>, all: bool) {
+        let is_refused = |(pending, error): &&(Pending, _)| refuses(error, &pending.target);
+        let alone = all && failed.iter().filter(is_refused).count() == 1;
+        for (pending, error) in failed {
+            let failure = failed_push(&pending.message, &pending.target, alone, &error);
+            self.health.met(&failure);
+            pending.tell(Err(failure));
         }
     }
 }
@@ -410,12 +427,19 @@ fn lost_channel() -> Error {
 }
 
 /// The error of a push that was under way when the channel failed. Usually another message, or the
-/// connection, is to blame.
-fn failed_push(message: &Message, error: &lapin::Error) -> Error {
+/// connection, is to blame. `alone`: what the broker refused is one message.
+fn failed_push(message: &Message, target: &Target, alone: bool, error: &lapin::Error) -> Error {
     let failure = mapped("push", error);
     match (failure.kind(), max_message_size(error)) {
         (ErrorKind::PayloadTooLarge, Some(limit)) if message.payload().len() > limit => failure,
-        (ErrorKind::PayloadTooLarge, _) => lost_channel().with_source(error.clone()),
+        (ErrorKind::Denied | ErrorKind::NotFound, _) if refuses(error, target) => match alone {
+            true => failure,
+            // An earlier one to the same place may have been taken.
+            false => failure.maybe_stored(),
+        },
+        (ErrorKind::PayloadTooLarge | ErrorKind::Denied | ErrorKind::NotFound, _) => {
+            lost_channel().with_source(error.clone())
+        }
         _ => failure.maybe_stored(),
     }
 }
@@ -457,4 +481,33 @@ fn start(
             Err(error) => Flown::Failed(pending, error),
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use lapin::protocol::{AMQPError, AMQPSoftError};
+
+    use super::*;
+
+    fn target(exchange: &str, routing_key: &str) -> Target {
+        Target { exchange: exchange.into(), routing_key: routing_key.into() }
+    }
+
+    #[test]
+    fn only_the_message_that_was_refused_fails_for_good() {
+        let missing = "NOT_FOUND - no exchange 'gone' in vhost '/'";
+        let error = AMQPError::new(AMQPSoftError::NOTFOUND.into(), missing.into());
+        let error = lapin::ErrorKind::ProtocolError(error).into();
+        let message = Message::new("a", "");
+        for (exchange, alone, expected) in [
+            ("gone", true, (ErrorKind::NotFound, false, false)),
+            ("gone", false, (ErrorKind::NotFound, false, true)),
+            ("there", true, (ErrorKind::Connection, true, true)),
+            ("", true, (ErrorKind::Connection, true, true)),
+        ] {
+            let error = failed_push(&message, &target(exchange, "k"), alone, &error);
+            let found = (error.kind(), error.is_retryable(), error.may_be_stored());
+            assert_eq!(found, expected, "{exchange:?}, {alone}");
+        }
+    }
 }
