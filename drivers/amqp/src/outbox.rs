@@ -13,7 +13,7 @@ use crate::codec;
 use crate::config::AmqpConfig;
 use crate::error::timed_out;
 use crate::inspector::Inspector;
-use crate::publisher::{Publish, Publisher};
+use crate::publisher::{Publish, Publisher, lost_channel};
 use crate::topology::{Destination, Target, Topology, text};
 
 /// RoadRunner's drivers take this header out and publish with its value as the routing key.
@@ -65,9 +65,12 @@ impl Outbox {
         let (again, key) = (properties.clone(), &target.routing_key);
         let delayed = self.delayed(message.clone(), properties, key, to, deadline).await?;
         match self.publisher.publish(delayed, deadline).await {
-            // Somebody deleted the levels. It came back, so it is not stored.
-            Err(error) if error.kind() == ErrorKind::NotFound && !error.may_be_stored() => {
+            // Somebody deleted the levels. The next attempt declares them again.
+            Err(error) if error.kind() == ErrorKind::NotFound => {
                 self.inspector.distrust();
+                if error.may_be_stored() {
+                    return Err(lost_channel().with_source(error));
+                }
                 let delayed = self.delayed(message, again, key, to, deadline).await?;
                 self.publisher.publish(delayed, deadline).await
             }

@@ -421,7 +421,7 @@ fn key_of(returned: &BasicReturnMessage) -> Option<Key> {
     })
 }
 
-fn lost_channel() -> Error {
+pub(crate) fn lost_channel() -> Error {
     let error = Error::new(ErrorKind::Connection, "push").with_driver(NAME);
     error.with_context("the channel was lost before the answer").transient().maybe_stored()
 }

@@ -65,6 +65,14 @@ pub(super) fn cases(brokers: &Arc<Brokers>) -> Vec<Case> {
         .needs(DELAYED),
         case(
             brokers,
+            "gone::what_delays_are_made_of",
+            &[1],
+            "delayed jobs are taken after somebody deleted the exchanges they pass through",
+            what_delays_are_made_of,
+        )
+        .needs(DELAYED),
+        case(
+            brokers,
             "gone::more_channels_than_a_connection_has",
             &[9],
             "channels that the broker closes are not missing later",
@@ -165,6 +173,23 @@ async fn what_is_due_of_a_pipeline_that_pushes(fx: Fixture, brokers: Arc<Brokers
     pushing.push(message).await?;
     assert_eq!(consuming.ack_next(1).await?, [pushed]);
     consuming.expect_empty().await?;
+    Ok(())
+}
+
+async fn what_delays_are_made_of(fx: Fixture, brokers: Arc<Brokers>) -> CaseResult {
+    let pipeline = fx.pipeline().await?;
+    let delays = format!("jobs.delay.{}", names::queue(pipeline.config()));
+    let operator = operator(&brokers).await?;
+    for _ in 0..2 {
+        let message = fx.message("due").with_delay(DELAY);
+        let pushed = message.id().clone();
+        pipeline.push(message).await?;
+        assert_eq!(pipeline.ack_next(1).await?, [pushed]);
+        for exchange in [&delays, &format!("{delays}.due")] {
+            operator.delete_exchange(exchange).await?;
+        }
+    }
+    operator.close().await?;
     Ok(())
 }
 
