@@ -12,7 +12,7 @@ use jobs_core::{Error, ErrorKind, Result};
 use lapin::tcp::{AsyncTcpStream, OwnedIdentity, OwnedTLSConfig};
 use lapin::uri::AMQPScheme;
 use lapin::{Channel, Connection, ConnectionProperties};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::NAME;
 use crate::config::{ConnectionConfig, TlsConfig};
@@ -134,14 +134,18 @@ impl Connections {
         Ok((live, opened?))
     }
 
-    /// A pipeline uses them no more. True if it was the last: then they may be closed.
-    pub(crate) fn leave(&self) -> bool {
-        self.users.fetch_sub(1, Ordering::AcqRel) == 1
+    /// A pipeline uses them no more.
+    pub(crate) fn leave(&self) {
+        self.users.fetch_sub(1, Ordering::AcqRel);
     }
 
-    /// Closes what is open.
-    pub(crate) async fn close(&self) {
-        tokio::join!(self.publishing.close(), self.consuming.close());
+    /// Closes what is open, unless a pipeline uses it. Waits until the deadline for those who hold it.
+    pub(crate) async fn close_unused(&self, deadline: Instant) {
+        let unused = || self.users.load(Ordering::Acquire) == 0;
+        tokio::join!(
+            self.publishing.close_if(unused, deadline),
+            self.consuming.close_if(unused, deadline)
+        );
     }
 }
 
@@ -209,8 +213,13 @@ impl Link {
         Ok((Connection::connector(uri, runtime, give, properties).await?, socket))
     }
 
-    async fn close(&self) {
-        let Some(open) = self.slot.lock().await.open.take() else { return };
+    /// # Cancel safety
+    /// What was open is closed, but without a goodbye.
+    async fn close_if(&self, unused: impl Fn() -> bool, deadline: Instant) {
+        let Ok(mut slot) = timeout_at(deadline, self.slot.lock()).await else { return };
+        // Whoever begins to use it waits for this slot.
+        let Some(open) = slot.open.take_if(|_| unused()) else { return };
+        drop(slot);
         if !open.connection.status().connected() {
             return;
         }

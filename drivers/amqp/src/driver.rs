@@ -9,7 +9,8 @@ use jobs_core::{
     Capabilities, Driver, Error, ErrorKind, Inlet, Message, Pipeline, Result, State, async_trait,
 };
 use tokio::sync::Mutex;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
 
 use crate::NAME;
 use crate::config::AmqpConfig;
@@ -44,10 +45,11 @@ pub(crate) struct AmqpDriver {
     /// Held through run, pause, resume and stop, so that they follow one another. True once the
     /// connections are left.
     control: Mutex<bool>,
+    /// Ends run, pause and resume.
+    stopping: CancellationToken,
     consumer: std::sync::Mutex<Option<Arc<Consumer>>>,
     /// Fetching: neither paused nor never run.
     ready: AtomicBool,
-    closed: AtomicBool,
 }
 
 impl AmqpDriver {
@@ -96,9 +98,9 @@ impl AmqpDriver {
             inspector,
             outbox,
             control: Mutex::new(false),
+            stopping: CancellationToken::new(),
             consumer: std::sync::Mutex::default(),
             ready: AtomicBool::new(false),
-            closed: AtomicBool::new(false),
         })
     }
 
@@ -111,7 +113,7 @@ impl AmqpDriver {
     }
 
     fn open(&self, operation: &'static str) -> Result<()> {
-        match self.closed.load(Ordering::Acquire) {
+        match self.stopping.is_cancelled() {
             true => Err(self.error(ErrorKind::Closed, operation)),
             false => Ok(()),
         }
@@ -125,6 +127,71 @@ impl AmqpDriver {
             refused => refused,
         };
         pushed.map_err(|error| self.named(error))
+    }
+
+    /// Does one thing after the other, until stopped.
+    async fn in_turn<T>(
+        &self,
+        operation: &'static str,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let work = async {
+            let _control = self.control.lock().await;
+            self.open(operation)?;
+            work.await
+        };
+        let done = self.stopping.run_until_cancelled(work).await;
+        done.unwrap_or_else(|| Err(self.error(ErrorKind::Closed, operation)))
+    }
+
+    async fn run_in_turn(&self, inlet: Inlet) -> Result<()> {
+        let refused =
+            |context| Err(self.error(ErrorKind::InvalidState, "run").with_context(context));
+        if self.config.queue.is_none() {
+            return refused("it has no `queue`: it can only push");
+        }
+        if self.consumer().is_some() {
+            return refused("it was run before");
+        }
+        inlet.grant(self.config.prefetch.get().into());
+        let context = Context {
+            config: Arc::clone(&self.config),
+            capabilities: Arc::clone(&self.capabilities),
+            connections: Arc::clone(&self.connections),
+            topology: Arc::clone(&self.topology),
+            outbox: Arc::clone(&self.outbox),
+            health: Arc::clone(&self.health),
+            inlet: Arc::new(inlet),
+            declared: None,
+            channels: 0,
+        };
+        let consumer = Consumer::run(context).await.map_err(|error| self.named(error))?;
+        *self.consumer() = Some(Arc::new(consumer));
+        self.ready.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    async fn pause_in_turn(&self) -> Result<()> {
+        if !self.config.pausable() {
+            let error = self.error(ErrorKind::Unsupported, "pause");
+            return Err(
+                error.with_context("the broker deletes an auto-delete queue without consumer")
+            );
+        }
+        let Some(consumer) = self.consumer().clone() else { return Ok(()) };
+        self.ready.store(false, Ordering::Release);
+        consumer.pause().await.map_err(|error| self.named(error))
+    }
+
+    async fn resume_in_turn(&self) -> Result<()> {
+        let Some(consumer) = self.consumer().clone() else {
+            let error = self.error(ErrorKind::InvalidState, "resume");
+            return Err(error.with_context("it was never run"));
+        };
+        if !self.ready.swap(true, Ordering::AcqRel) {
+            consumer.resume().await.map_err(|error| self.named(error))?;
+        }
+        Ok(())
     }
 
     fn consumer(&self) -> MutexGuard<'_, Option<Arc<Consumer>>> {
@@ -158,65 +225,24 @@ impl Driver for AmqpDriver {
     }
 
     async fn run(&self, inlet: Inlet) -> Result<()> {
-        let _control = self.control.lock().await;
-        self.open("run")?;
-        let refused =
-            |context| Err(self.error(ErrorKind::InvalidState, "run").with_context(context));
-        if self.config.queue.is_none() {
-            return refused("it has no `queue`: it can only push");
-        }
-        if self.consumer().is_some() {
-            return refused("it was run before");
-        }
-        inlet.grant(self.config.prefetch.get().into());
-        let context = Context {
-            config: Arc::clone(&self.config),
-            capabilities: Arc::clone(&self.capabilities),
-            connections: Arc::clone(&self.connections),
-            topology: Arc::clone(&self.topology),
-            outbox: Arc::clone(&self.outbox),
-            health: Arc::clone(&self.health),
-            inlet: Arc::new(inlet),
-            declared: None,
-            channels: 0,
-        };
-        let consumer = Consumer::run(context).await.map_err(|error| self.named(error))?;
-        *self.consumer() = Some(Arc::new(consumer));
-        self.ready.store(true, Ordering::Release);
-        Ok(())
+        self.in_turn("run", self.run_in_turn(inlet)).await
     }
 
     async fn pause(&self) -> Result<()> {
-        let _control = self.control.lock().await;
-        self.open("pause")?;
-        if !self.config.pausable() {
-            let error = self.error(ErrorKind::Unsupported, "pause");
-            return Err(
-                error.with_context("the broker deletes an auto-delete queue without consumer")
-            );
-        }
-        let Some(consumer) = self.consumer().clone() else { return Ok(()) };
-        self.ready.store(false, Ordering::Release);
-        consumer.pause().await.map_err(|error| self.named(error))
+        self.in_turn("pause", self.pause_in_turn()).await
     }
 
     async fn resume(&self) -> Result<()> {
-        let _control = self.control.lock().await;
-        self.open("resume")?;
-        let Some(consumer) = self.consumer().clone() else {
-            let error = self.error(ErrorKind::InvalidState, "resume");
-            return Err(error.with_context("it was never run"));
-        };
-        if !self.ready.swap(true, Ordering::AcqRel) {
-            consumer.resume().await.map_err(|error| self.named(error))?;
-        }
-        Ok(())
+        self.in_turn("resume", self.resume_in_turn()).await
     }
 
     async fn stop(&self) -> Result<()> {
-        self.closed.store(true, Ordering::Release);
-        let mut left = self.control.lock().await;
         let deadline = Instant::now() + STOP_TIMEOUT;
+        // What holds the control gives it up.
+        self.stopping.cancel();
+        let Ok(mut left) = timeout_at(deadline, self.control.lock()).await else {
+            return Err(self.named(timed_out("stop")));
+        };
         self.ready.store(false, Ordering::Release);
         let mut answer = Ok(());
         // Consuming first: settling a requeue publishes its copy.
@@ -225,13 +251,14 @@ impl Driver for AmqpDriver {
             answer = consumer.stop(deadline).await;
         }
         self.outbox.publisher.stop(deadline).await;
+        self.inspector.delete_on_stop(deadline).await;
+        self.inspector.close(deadline).await;
         if !*left {
-            self.inspector.delete_on_stop(deadline).await;
             *left = true;
-            if self.connections.leave() {
-                self.connections.close().await;
-            }
+            self.connections.leave();
         }
+        // Also when it was stopped before: that may have been interrupted here.
+        self.connections.close_unused(deadline).await;
         *self.consumer() = None;
         answer.map_err(|error| self.named(error))
     }
@@ -246,7 +273,8 @@ impl Driver for AmqpDriver {
         let active = self.consumer().as_ref().map_or(0, |consumer| consumer.inlet().active());
         state.active = active as u64;
         state.last_error = self.health.last_error();
-        let figures = timeout(STATE_TIMEOUT, self.figures(&mut state)).await;
+        let figures = self.inspector.until_closed("state", self.figures(&mut state));
+        let figures = timeout(STATE_TIMEOUT, figures).await;
         figures.unwrap_or_else(|_| Err(timed_out("state"))).map_err(|error| self.named(error))?;
         Ok(state)
     }

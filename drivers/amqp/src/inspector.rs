@@ -9,15 +9,20 @@ use std::time::Duration;
 use jobs_core::{ErrorKind, Result};
 use lapin::Channel;
 use tokio::sync::{Mutex, MutexGuard};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
 
 use crate::connection::{Connections, within};
 use crate::delays::{self, Hop, LEVELS, Level};
+use crate::error::closed;
 use crate::topology::{self, Destination, Side, Topology};
 
 /// How often to look for levels that another process may have made. Each that does not exist costs a
 /// channel, of which a connection has a limited number.
 const LOOK_AGAIN: Duration = Duration::from_secs(3600);
+
+/// How long the broker may take to close the channel.
+const CLOSE: Duration = Duration::from_secs(2);
 
 /// How long the binding of the due exchange is trusted: it is gone with the queue, and is not there again
 /// when somebody else declares that anew.
@@ -33,6 +38,7 @@ pub(crate) struct Inspector {
     declaring: Mutex<()>,
     /// What was declared may be missing.
     distrusted: AtomicBool,
+    closing: CancellationToken,
 }
 
 #[derive(Default)]
@@ -60,6 +66,7 @@ impl Inspector {
             slot: Mutex::default(),
             declaring: Mutex::default(),
             distrusted: AtomicBool::new(false),
+            closing: CancellationToken::new(),
         }
     }
 
@@ -193,14 +200,41 @@ impl Inspector {
             Ok(Ok(())) => {}
             // It has jobs: that is why deleting it was refused.
             Ok(Err(error)) if error.kind() == ErrorKind::InvalidState => {}
+            // Stopped before.
+            Ok(Err(error)) if error.kind() == ErrorKind::Closed => {}
             Ok(Err(error)) => tracing::warn!(%error, "the queue was not deleted"),
             Err(_) => tracing::warn!("the queue was not deleted in time"),
         }
     }
 
+    /// Asks nothing any more, and closes the channel. What still waits for answers is given up.
+    pub(crate) async fn close(&self, deadline: Instant) {
+        self.closing.cancel();
+        let closed = timeout_at(deadline, async {
+            let channel = self.slot.lock().await.channel.take();
+            if let Some(channel) = channel.filter(|channel| channel.status().connected()) {
+                let _ = timeout(CLOSE, channel.close(200, "stopped".into())).await;
+            }
+        });
+        // A broker that does not answer notices when the connection ends.
+        let _ = closed.await;
+    }
+
+    /// Works on something for which the broker is asked, until this is closed.
+    pub(crate) async fn until_closed<T>(
+        &self,
+        operation: &'static str,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        self.closing.run_until_cancelled(work).await.unwrap_or_else(|| Err(closed(operation)))
+    }
+
     /// The channel, for one caller at a time.
     async fn open(&self) -> Result<(MutexGuard<'_, Slot>, Channel)> {
         let mut slot = self.slot.lock().await;
+        if self.closing.is_cancelled() {
+            return Err(closed("stop"));
+        }
         if let Some(channel) = slot.channel.as_ref().filter(|c| c.status().connected()) {
             let channel = channel.clone();
             return Ok((slot, channel));
@@ -227,5 +261,53 @@ impl Inspector {
 impl std::fmt::Debug for Inspector {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Inspector").field("side", &self.side).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::net::TcpListener;
+
+    use jobs_core::{Options, Pipeline};
+
+    use super::*;
+    use crate::config::AmqpConfig;
+    use crate::connection::Directory;
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn closing_ends_questions_and_nothing_connects_after_it() {
+        // Accepts connections, and says nothing.
+        let broker = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = format!("amqp://{}/", broker.local_addr().expect("it is bound"));
+        let pipeline = Pipeline::new("p", "amqp").with_option("queue", "q");
+        let pipeline = pipeline.with_option("addr", address);
+        let config = AmqpConfig::read(&Options::new("amqp"), &pipeline).expect("valid");
+        let topology = Arc::new(Topology::new(&config));
+        let connections = Directory::default().join(&config.connection);
+        let inspector = Inspector::new(Arc::clone(&connections), topology, Side::Publishing);
+
+        let deadline = Instant::now() + PATIENCE;
+        let accepting = tokio::task::spawn_blocking(move || (broker.accept(), broker));
+        let asking = inspector.until_closed("state", inspector.ready("q"));
+        let closing = async {
+            let (accepted, broker) = accepting.await.expect("no panic");
+            inspector.close(deadline).await;
+            (accepted.expect("a connection").0, broker)
+        };
+        let both = timeout_at(deadline, async { tokio::join!(asking, closing) }).await;
+        let (answer, (mut stream, broker)) = both.expect("in time");
+        assert_eq!(answer.expect_err("no answer came").kind(), ErrorKind::Closed);
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        stream.read_to_end(&mut Vec::new()).expect("the attempt was given up");
+
+        let again = inspector.ready("q").await.expect_err("it is closed");
+        assert_eq!(again.kind(), ErrorKind::Closed);
+        connections.leave();
+        connections.close_unused(deadline).await;
+        broker.set_nonblocking(true).expect("supported");
+        assert!(broker.accept().is_err(), "it has connected again");
     }
 }

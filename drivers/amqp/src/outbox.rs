@@ -88,7 +88,8 @@ impl Outbox {
         deadline: Instant,
     ) -> Result<Publish> {
         let mut headers = properties.headers().clone().unwrap_or_default();
-        for (name, value) in self.declare_delay(&message, to, deadline).await? {
+        let way = self.declare_delay(&message, to, deadline);
+        for (name, value) in self.inspector.until_closed("push", way).await? {
             headers.insert(name.into(), text(value));
         }
         let target = Target { exchange: self.topology.entry(), routing_key: routing_key.clone() };
