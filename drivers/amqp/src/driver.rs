@@ -179,8 +179,10 @@ impl AmqpDriver {
             );
         }
         let Some(consumer) = self.consumer().clone() else { return Ok(()) };
+        let paused = consumer.pause().await;
+        // Also if giving back has failed. A pause that is dropped before is to be called again.
         self.ready.store(false, Ordering::Release);
-        consumer.pause().await.map_err(|error| self.named(error))
+        paused.map_err(|error| self.named(error))
     }
 
     async fn resume_in_turn(&self) -> Result<()> {
@@ -188,9 +190,9 @@ impl AmqpDriver {
             let error = self.error(ErrorKind::InvalidState, "resume");
             return Err(error.with_context("it was never run"));
         };
-        if !self.ready.swap(true, Ordering::AcqRel) {
-            consumer.resume().await.map_err(|error| self.named(error))?;
-        }
+        // Even if it is ready: a pause that was dropped may have got half way.
+        consumer.resume().await.map_err(|error| self.named(error))?;
+        self.ready.store(true, Ordering::Release);
         Ok(())
     }
 
