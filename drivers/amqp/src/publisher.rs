@@ -41,6 +41,13 @@ const BLOCKED_POLL: Duration = Duration::from_millis(20);
 /// How long the client may take to fail what is in flight on a dead channel.
 const DRAIN: Duration = Duration::from_secs(5);
 
+/// What a connection lives at least, and at least as long as it was waited for, unless something is
+/// wrong that trying again at once would make worse.
+const HEALTHY: Duration = Duration::from_secs(1);
+
+/// The longest wait between two attempts of a driver that is being stopped.
+const LAST_WAIT: Duration = Duration::from_millis(100);
+
 /// The publishing side of a pipeline.
 pub(crate) struct Publisher {
     requests: mpsc::Sender<Request>,
@@ -169,6 +176,30 @@ impl fmt::Debug for Publisher {
     }
 }
 
+/// How long to wait before the next attempt to publish.
+#[derive(Default)]
+struct Patience {
+    failures: u32,
+    waited: Duration,
+}
+
+impl Patience {
+    fn after_failure(&mut self) -> Duration {
+        self.failures = self.failures.saturating_add(1);
+        self.waited = Backoff::RECONNECT.delay(self.failures);
+        self.waited
+    }
+
+    /// After the loss of a connection that lived that long: no time, unless it died young.
+    fn after(&mut self, lived: Duration) -> Duration {
+        if lived < HEALTHY.max(self.waited) {
+            return self.after_failure();
+        }
+        *self = Self::default();
+        self.waited
+    }
+}
+
 /// What the task owns.
 struct Worker {
     connections: Arc<Connections>,
@@ -232,28 +263,44 @@ impl Worker {
     }
 
     async fn work(mut self, first: (Live, Channel)) {
+        let closing = self.closing.clone();
         let mut opened: Result<_> = Ok(first);
-        let mut failures = 0;
+        let mut patience = Patience::default();
+        let (mut connection, mut since) = (0, Instant::now());
         loop {
-            match opened {
+            let wait = match opened {
                 Ok((live, channel)) => {
-                    failures = 0;
+                    if connection != live.number {
+                        (connection, since) = (live.number, Instant::now());
+                    }
                     self.health.can_publish();
                     if let End::Finished = self.serve(&live, &channel).await {
                         return;
                     }
+                    match live.connection().status().connected() {
+                        // Some push closed the channel: the others do not wait for that.
+                        true => Duration::ZERO,
+                        false => patience.after(since.elapsed()),
+                    }
                 }
                 Err(error) => {
-                    failures += 1;
-                    tracing::warn!(%error, failures, "cannot publish, trying again");
+                    let wait = patience.after_failure();
+                    tracing::warn!(%error, ?wait, "cannot publish, trying again");
                     self.health.cannot_publish(error.kind(), &describe(&error));
                     if self.is_finished() {
                         return;
                     }
-                    sleep(Backoff::RECONNECT.delay(failures)).await;
+                    wait
                 }
+            };
+            if closing.run_until_cancelled(sleep(wait)).await.is_none() {
+                sleep(wait.min(LAST_WAIT)).await;
             }
-            opened = self.open().await;
+            opened = match closing.run_until_cancelled(self.open()).await {
+                Some(opened) => opened,
+                None if self.is_finished() => return,
+                None => self.open().await,
+            };
         }
     }
 
@@ -491,6 +538,17 @@ mod tests {
 
     fn target(exchange: &str, routing_key: &str) -> Target {
         Target { exchange: exchange.into(), routing_key: routing_key.into() }
+    }
+
+    #[test]
+    fn connections_that_die_young_are_made_less_and_less_often() {
+        let mut patience = Patience::default();
+        assert_eq!(patience.after(HEALTHY), Duration::ZERO);
+        let waits: Vec<_> = (0..12).map(|_| patience.after(Duration::from_millis(5))).collect();
+        assert!(waits[0] > Duration::ZERO && waits[11] >= Duration::from_secs(15), "{waits:?}");
+        assert!(patience.after(HEALTHY) > HEALTHY, "not as long as it was waited for");
+        assert_eq!(patience.after(Duration::from_secs(30)), Duration::ZERO);
+        assert!(patience.after(Duration::ZERO) <= Duration::from_millis(100), "from the beginning");
     }
 
     #[test]
