@@ -36,7 +36,7 @@ pub struct AmqpConfig {
     pub(crate) max_priority: Option<NonZeroU8>,
     /// Most deliveries that are not settled.
     pub(crate) prefetch: NonZeroU16,
-    /// None: a name of our own making.
+    /// None: the pipeline's name.
     pub(crate) consumer_id: Option<String>,
     /// None: the broker's, 30 minutes.
     pub(crate) consumer_timeout: Option<Duration>,

@@ -6,6 +6,7 @@ use jobs_core::{
     Capabilities, Constructor, Driver, ErrorKind, Options, Pipeline, Plan, Problem, Result,
     Support, async_trait,
 };
+use tokio::time::Instant;
 
 use crate::NAME;
 use crate::config::AmqpConfig;
@@ -51,9 +52,11 @@ impl Plan for AmqpPlan {
         let directory = &self.connections;
         let config = Arc::new(self.config);
         let mut capabilities = config.capabilities();
+        // Both attempts share it.
+        let deadline = Instant::now() + config.connection.connect_timeout;
         let connect = |capabilities: Capabilities| {
             let connections = directory.join(&config.connection);
-            AmqpDriver::connect(&self.pipeline, &config, connections, capabilities)
+            AmqpDriver::connect(&self.pipeline, &config, connections, capabilities, deadline)
         };
         let driver = match connect(capabilities.clone()).await {
             // A user who may not make the queues of the levels still has all the rest.

@@ -53,12 +53,13 @@ pub(crate) struct AmqpDriver {
 }
 
 impl AmqpDriver {
-    /// Connects, and declares what the configuration says.
+    /// Connects, and declares what the configuration says, until the deadline.
     pub(crate) async fn connect(
         pipeline: &Pipeline,
         config: &Arc<AmqpConfig>,
         connections: Arc<Connections>,
         capabilities: Capabilities,
+        deadline: Instant,
     ) -> Result<Self> {
         let guard = Leave(&connections);
         let with_delays = capabilities.delay.is_available();
@@ -75,9 +76,8 @@ impl AmqpDriver {
             let (links, plan) = (Arc::clone(&connections), Arc::clone(&topology));
             Publisher::connect(links, plan, with_delays, Arc::clone(&health)).await
         };
-        let limit = config.connection.connect_timeout;
         let publisher =
-            timeout(limit, opened).await.unwrap_or_else(|_| Err(timed_out("connect")))?;
+            timeout_at(deadline, opened).await.unwrap_or_else(|_| Err(timed_out("connect")))?;
         std::mem::forget(guard);
         let outbox = Arc::new(Outbox {
             pipeline: pipeline.shared_name(),
