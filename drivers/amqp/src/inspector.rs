@@ -51,7 +51,7 @@ struct Slot {
     bound: HashMap<Destination, Instant>,
     /// Levels that exist, as far as is known.
     levels: BTreeSet<Level>,
-    /// Those still to be looked for, since when.
+    /// Those still to be looked for, and when that began.
     unseen: BTreeSet<Level>,
     looked: Option<Instant>,
 }
