@@ -66,8 +66,6 @@ pub(crate) struct Session {
     channel: Channel,
     settlements: Arc<Settlements>,
     unsettled: Unsettled,
-    /// The tag of the last delivery.
-    last: Tag,
     subscriptions: Vec<lapin::Consumer>,
     /// Deliveries that the subscriptions may have unsettled together.
     window: usize,
@@ -113,7 +111,6 @@ impl Context {
             channel,
             settlements: Arc::new(Settlements::new(self.channels, capabilities)),
             unsettled: Unsettled::default(),
-            last: 0,
             subscriptions: Vec::new(),
             window: 0,
             earlier: 0,
@@ -227,7 +224,7 @@ impl Session {
         let prefetch = usize::from(self.config.prefetch.get());
         let free = prefetch.saturating_sub(self.unsettled.len().max(self.window));
         if self.window == 0 {
-            self.earlier = self.last;
+            self.earlier = self.unsettled.come_up_to();
         }
         if free == 0 {
             return Ok(());
@@ -267,7 +264,8 @@ impl Session {
     /// Ends the subscriptions and gives back what they fetched.
     async fn unsubscribe(&mut self) -> Result<()> {
         self.window = 0;
-        let mut unstarted: Vec<_> = self.fetched.take().into_iter().collect();
+        let mut unstarted: Vec<Tag> = Vec::new();
+        unstarted.extend(self.fetched.take().map(|delivery| delivery.delivery_tag));
         for mut subscription in self.subscriptions.drain(..) {
             let cancel =
                 self.channel.basic_cancel(subscription.tag(), BasicCancelOptions::default());
@@ -275,22 +273,18 @@ impl Session {
             // Ends with what was on its way when the broker heard of it.
             let rest = async {
                 while let Some(Ok(delivery)) = subscription.next().await {
-                    unstarted.push(delivery);
+                    unstarted.push(delivery.delivery_tag);
                 }
                 Ok(())
             };
             within(self.limit, "pause", rest).await?;
         }
-        for delivery in unstarted.iter().rev() {
-            self.note(delivery.delivery_tag);
-            let _ = self.settlements.add(Settlement::release(delivery.delivery_tag));
+        unstarted.sort_unstable();
+        for tag in unstarted.into_iter().rev() {
+            self.unsettled.deliver(tag, Instant::now());
+            let _ = self.settlements.add(Settlement::release(tag));
         }
         Ok(())
-    }
-
-    fn note(&mut self, tag: Tag) {
-        self.last = tag;
-        self.unsettled.deliver(tag, Instant::now());
     }
 
     /// Delivers what was fetched and what follows at once, as far as credits last.
@@ -323,7 +317,7 @@ impl Session {
     fn deliver_fetched(&mut self, credit: Credit) {
         let Some(delivery) = self.fetched.take() else { return };
         let tag = delivery.delivery_tag;
-        self.note(tag);
+        self.unsettled.deliver(tag, Instant::now());
         let decoded = codec::decode(&delivery.properties, delivery.data);
         let acknowledger = Arc::clone(&self.settlements);
         let delivery = Delivery::new(decoded.message, self.settlements.token(tag), acknowledger)
@@ -413,7 +407,7 @@ impl Drop for Session {
     }
 }
 
-/// The next delivery of any subscription; none if one has ended. Without any it waits.
+/// The next delivery of any subscription, in turn; none if one has ended. Without any it waits.
 ///
 /// # Cancel safety
 /// Cancel safe.
@@ -421,8 +415,10 @@ async fn next(
     subscriptions: &mut [lapin::Consumer],
 ) -> Option<lapin::Result<lapin::message::Delivery>> {
     poll_fn(|cx| {
-        for subscription in subscriptions.iter_mut() {
-            if let Poll::Ready(fetched) = subscription.poll_next_unpin(cx) {
+        for turn in 0..subscriptions.len() {
+            if let Poll::Ready(fetched) = subscriptions[turn].poll_next_unpin(cx) {
+                // The others come first now.
+                subscriptions.rotate_left(turn + 1);
                 return Poll::Ready(fetched);
             }
         }
