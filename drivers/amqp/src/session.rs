@@ -181,13 +181,10 @@ impl Session {
                 },
                 Some(written) = OptionFuture::from(writing.as_mut()) => {
                     writing = None;
-                    let lost = written.answer.is_err();
-                    for reply in written.replies.into_iter().flatten() {
-                        if lost { reply.lost() } else { reply.done() }
-                    }
                     if let Err(error) = written.answer {
                         return End::Lost(mapped("settle", &error));
                     }
+                    written.replies.into_iter().flatten().for_each(Reply::done);
                     if *running && let Err(error) = self.widen().await {
                         return End::Lost(error);
                     }
@@ -402,7 +399,6 @@ impl Drop for Session {
             runtime.spawn(close(self.channel.clone()));
         }
         self.settlements.kill();
-        self.copying.drain().filter_map(|(_, reply)| reply).for_each(Reply::lost);
         self.inlet.withdraw(|token| self.settlements.owns(token));
     }
 }

@@ -50,11 +50,9 @@ pub(crate) enum Ending {
     },
 }
 
-/// Whom to tell, and the job to give back if it could not be settled.
-pub(crate) struct Reply {
-    settler: Settler,
-    job: Unsettled,
-}
+/// Whom to tell, and the job to give back if it could not be settled. Dropped without an answer it
+/// tells that the channel is gone, and the job with it.
+pub(crate) struct Reply(Option<(Settler, Unsettled)>);
 
 impl Settlements {
     pub(crate) fn new(channel: u64, capabilities: Arc<Capabilities>) -> Self {
@@ -93,8 +91,9 @@ impl Settlements {
         let mut queue = self.lock();
         queue.dead = true;
         let waiting = mem::take(&mut queue.waiting);
+        // Dropping them tells those who wait.
         drop(queue);
-        waiting.into_iter().for_each(Settlement::lost);
+        drop(waiting);
     }
 
     /// Takes a settlement over, unless the channel is dead.
@@ -137,7 +136,8 @@ impl Acknowledger for Settlements {
         job.credit = None;
         let (settler, settling) = Settling::later();
         let tag = Self::tag(job.token);
-        let added = self.add(Settlement { tag, ending, reply: Some(Reply { settler, job }) });
+        let reply = Some(Reply(Some((settler, job))));
+        let added = self.add(Settlement { tag, ending, reply });
         match added {
             Ok(()) => settling,
             Err(_) => Settling::refused(Refusal::lease_lost(NAME)),
@@ -162,26 +162,54 @@ impl Settlement {
     pub(crate) fn release(tag: Tag) -> Self {
         Self { tag, ending: Ending::Frame(Verb::Release), reply: None }
     }
-
-    /// The channel is gone, and the job with it.
-    pub(crate) fn lost(self) {
-        self.reply.into_iter().for_each(Reply::lost);
-    }
 }
 
 impl Reply {
-    pub(crate) fn done(self) {
-        self.settler.done();
-    }
-
-    pub(crate) fn lost(self) {
-        // Nobody listens: the job is back at the broker, there is nothing to give up.
-        let _ = self.settler.refuse(Refusal::lease_lost(NAME));
+    pub(crate) fn done(mut self) {
+        self.0.take().into_iter().for_each(|(settler, _)| settler.done());
     }
 
     /// The job can be settled in another way. If nobody listens, it comes back.
-    pub(crate) fn refuse(self, error: Error) -> Option<Unsettled> {
-        let refusal = Refusal { error, job: Some(self.job) };
-        self.settler.refuse(refusal).err().and_then(|refusal| refusal.job)
+    pub(crate) fn refuse(mut self, error: Error) -> Option<Unsettled> {
+        let (settler, job) = self.0.take()?;
+        let refusal = Refusal { error, job: Some(job) };
+        settler.refuse(refusal).err().and_then(|refusal| refusal.job)
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        if let Some((settler, _)) = self.0.take() {
+            // Nobody listens: the job is back at the broker, there is nothing to give up.
+            let _ = settler.refuse(Refusal::lease_lost(NAME));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settled(settlements: &Settlements, tag: Tag) -> Settling {
+        let (token, message) = (settlements.token(tag), Message::new("a", ""));
+        settlements.settle(Unsettled { token, credit: None, message, attempt: 1 }, Outcome::Ack)
+    }
+
+    #[tokio::test]
+    async fn whoever_gets_no_answer_has_lost_the_lease() {
+        let settlements = Settlements::new(1, Arc::default());
+        let (written, done) = (settled(&settlements, 1), settled(&settlements, 2));
+        let mut taken = settlements.take();
+        taken.pop().and_then(|settlement| settlement.reply).unwrap().done();
+        let waiting = settled(&settlements, 3);
+        drop(taken);
+        settlements.kill();
+        let late = settled(&settlements, 4);
+        assert!(done.await.is_ok());
+        for lost in [written, waiting, late] {
+            let refusal = lost.await.unwrap_err();
+            assert_eq!(refusal.error.kind(), ErrorKind::LeaseLost);
+            assert!(refusal.job.is_none());
+        }
     }
 }
