@@ -152,7 +152,8 @@ impl Session {
             if writing.is_none() && !copied.is_empty() {
                 writing = self.write(&channel, std::mem::take(&mut copied));
             }
-            if stopping && writing.is_none() && self.copying.is_empty() {
+            let idle = writing.is_none() && self.copying.is_empty();
+            if stopping && idle && settlements.is_empty() {
                 return End::Stopped;
             }
             let waits = self.fetched.is_some();

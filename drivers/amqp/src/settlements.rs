@@ -82,6 +82,10 @@ impl Settlements {
         self.arrived.notified().await;
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lock().waiting.is_empty()
+    }
+
     pub(crate) fn take(&self) -> Vec<Settlement> {
         mem::take(&mut self.lock().waiting)
     }
