@@ -20,8 +20,10 @@ pub(crate) struct Consumer {
 
 /// What the task is asked to do.
 pub(crate) enum Command {
-    /// Stop fetching, and give back what was fetched and not delivered.
+    /// Stop fetching, and give back what was fetched and not delivered. Again: nothing.
     Pause(oneshot::Sender<()>),
+    /// Fetch again and open the lane; while running only the latter, should a pause have held it
+    /// and been dropped.
     Resume(oneshot::Sender<Result<()>>),
     /// Write what is to be settled and end.
     Stop,
@@ -142,7 +144,9 @@ impl Worker {
                         let _ = done.send(());
                     }
                     Some(Command::Resume(done)) => {
-                        (self.running, failures) = (true, 0);
+                        if !self.running {
+                            (self.running, failures) = (true, 0);
+                        }
                         self.context.inlet.open();
                         let _ = done.send(Ok(()));
                     }

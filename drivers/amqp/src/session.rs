@@ -169,13 +169,14 @@ impl Session {
                         }
                     }
                     Some(Command::Resume(done)) => {
-                        *running = true;
-                        let resumed = self.subscribe().await;
-                        inlet.open();
-                        let lost = resumed.is_err();
-                        let _ = done.send(resumed);
-                        if lost {
-                            return End::Lost(self.gone());
+                        let (answer, lost) = self.resume(*running).await;
+                        if answer.is_ok() {
+                            *running = true;
+                            inlet.open();
+                        }
+                        let _ = done.send(answer);
+                        if let Some(error) = lost {
+                            return End::Lost(error);
                         }
                     }
                     Some(Command::Stop) | None => stopping = true,
@@ -213,6 +214,23 @@ impl Session {
                     }
                 }
                 _ = patrol.tick() => self.give_back_old(patience),
+            }
+        }
+    }
+
+    /// What to answer, and the error if the channel is gone.
+    async fn resume(&mut self, running: bool) -> (Result<()>, Option<Error>) {
+        if running {
+            return (Ok(()), None);
+        }
+        match self.subscribe().await {
+            Ok(()) => (Ok(()), None),
+            // The broker is away: consuming goes on when it is back.
+            Err(error) if error.is_retryable() => (Ok(()), Some(error)),
+            // It stays paused.
+            Err(error) => {
+                let refused = Error::new(error.kind(), "resume").with_driver(NAME);
+                (Err(error), Some(refused))
             }
         }
     }
