@@ -15,7 +15,7 @@ use lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
     BasicRejectOptions,
 };
-use lapin::types::FieldTable;
+use lapin::types::{FieldTable, ShortString};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout};
@@ -38,6 +38,9 @@ const CONSUMER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 
 /// Deliveries that are handed over before settlements are looked at.
 const TURN: usize = 64;
+
+/// What there is room for in the name of a consumer, of the 255 bytes that AMQP has.
+const NAME_ROOM: usize = 250;
 
 /// How long the broker may take to close a channel.
 const CLOSE: Duration = Duration::from_secs(2);
@@ -248,15 +251,12 @@ impl Session {
         let qos = u16::try_from(free).expect("at most `prefetch`");
         let queue = self.config.queue.as_ref().map_or("", |queue| queue.name.as_str());
         let name = self.config.consumer_id.as_deref().unwrap_or(self.inlet.pipeline());
-        let name = match self.subscriptions.len() {
-            0 => name.to_owned(),
-            others => format!("{name}.{}", others + 1),
-        };
+        let name = consumer_name(name, self.subscriptions.len());
         let (channel, options) = (&self.channel, BasicConsumeOptions::default());
         let subscription = async {
             // Counts for the consumers that follow on this channel.
             channel.basic_qos(qos, BasicQosOptions::default()).await?;
-            channel.basic_consume(queue.into(), name.into(), options, FieldTable::default()).await
+            channel.basic_consume(queue.into(), name, options, FieldTable::default()).await
         };
         self.subscriptions.push(within(self.limit, "run", subscription).await?);
         self.window += free;
@@ -442,6 +442,15 @@ async fn next(
     .await
 }
 
+/// The name of a consumer that has so many others beside it on its channel, whose names must differ.
+fn consumer_name(name: &str, others: usize) -> ShortString {
+    let cut = (0..=name.len().min(NAME_ROOM)).rfind(|end| name.is_char_boundary(*end));
+    let name = &name[..cut.unwrap_or(0)];
+    let numbered = (others > 0).then(|| format!("{name}.{}", others + 1));
+    // It fits; else the broker makes one up.
+    ShortString::try_new(numbered.unwrap_or_else(|| name.to_owned())).unwrap_or_default()
+}
+
 async fn close(channel: Channel) {
     // A broker that does not answer notices when the connection ends.
     let _ = timeout(CLOSE, channel.close(200, "stopped".into())).await;
@@ -460,6 +469,28 @@ async fn write(channel: &Channel, frame: Frame) -> lapin::Result<()> {
         }
         Frame::One(tag, Verb::Abandon) => {
             channel.basic_reject(tag, BasicRejectOptions { requeue }).await
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn consumers_of_one_channel_have_names_that_fit_and_differ() {
+        assert_eq!(consumer_name("me", 0).as_str(), "me");
+        assert_eq!(consumer_name("me", 1).as_str(), "me.2");
+        for length in 245..=255 {
+            // Ends in what is appended, or in the middle of a character if it is cut.
+            for name in
+                ["a".repeat(length - 2) + ".2", "a".repeat(length % 2) + &"é".repeat(length / 2)]
+            {
+                let names = [0, 1, 98].map(|others| consumer_name(&name, others));
+                assert!(names.iter().all(|name| (1..=255).contains(&name.as_str().len())));
+                assert!(names[0] != names[1] && names[1] != names[2], "{names:?}");
+                assert!(names[1].as_str().ends_with(".2"));
+            }
         }
     }
 }
