@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jobs_core::{Backoff, Error, ErrorKind, Inlet, Result};
 use tokio::sync::{mpsc, oneshot};
@@ -10,6 +11,10 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::error::closed;
 use crate::session::{Context, End, Session};
+
+/// A session that lasts less was over at once. Those that are cut every few seconds are not: they
+/// get work done, and are opened anew without a wait.
+const BRIEF: Duration = Duration::from_secs(2);
 
 /// The consuming side of a pipeline.
 pub(crate) struct Consumer {
@@ -101,11 +106,31 @@ struct Worker {
     running: bool,
 }
 
+/// How often consuming was interrupted since a session lasted: what closes the connection may be
+/// waiting in the queue.
+#[derive(Default)]
+struct Relapses(u32);
+
+impl Relapses {
+    /// How many there were before a session that lasted so long was interrupted. None is the usual
+    /// case: the broker was restarted, and is asked at once.
+    fn before(&mut self, lasted: Duration) -> u32 {
+        if lasted >= BRIEF {
+            self.0 = 0;
+        }
+        let before = self.0;
+        self.0 = before.saturating_add(1);
+        before
+    }
+}
+
 impl Worker {
     /// Consumes from one channel after the other until stopped.
     async fn work(&mut self, first: Session) {
         let mut session = first;
+        let mut relapses = Relapses::default();
         loop {
+            let opened = Instant::now();
             match session.serve(&mut self.commands, &mut self.running).await {
                 End::Stopped => return,
                 End::Lost(error) => {
@@ -115,16 +140,15 @@ impl Worker {
                     self.context.health.met(&error);
                 }
             }
-            match self.reopen().await {
+            match self.reopen(relapses.before(opened.elapsed())).await {
                 Some(opened) => session = opened,
                 None => return,
             }
         }
     }
 
-    /// Tries until it succeeds; none if stopped meanwhile.
-    async fn reopen(&mut self) -> Option<Session> {
-        let mut failures = 0;
+    /// Tries until it succeeds, as after so many failures; none if stopped meanwhile.
+    async fn reopen(&mut self, mut failures: u32) -> Option<Session> {
         loop {
             let attempt = async {
                 if !self.running {
@@ -167,5 +191,18 @@ impl Worker {
         let pipeline = self.context.inlet.pipeline();
         tracing::warn!(job.pipeline = %pipeline, %error, failures, "cannot consume, trying again");
         self.context.health.met(error);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sessions_that_last_are_opened_anew_at_once_and_others_after_a_wait() {
+        let mut relapses = Relapses::default();
+        let moment = Duration::from_millis(5);
+        let before = [moment, moment, moment, BRIEF, moment, BRIEF, BRIEF, moment, moment];
+        assert_eq!(before.map(|lasted| relapses.before(lasted)), [0, 1, 2, 0, 1, 0, 0, 1, 2]);
     }
 }
