@@ -106,9 +106,13 @@ impl Settlements {
         if queue.dead {
             return Err(settlement);
         }
+        let first = queue.waiting.is_empty();
         queue.waiting.push(settlement);
         drop(queue);
-        self.arrived.notify_one();
+        // For the others the task is awake, or will be: it takes all at once.
+        if first {
+            self.arrived.notify_one();
+        }
         Ok(())
     }
 
