@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use jobs_core::{Error, ErrorKind, JobId, Queue};
+use jobs_core::{Error, ErrorKind, Job, JobId, Queue};
 use tokio::task::JoinSet;
 
 use super::{ids, sorted, text, workers};
@@ -36,6 +36,18 @@ pub(super) fn cases() -> Vec<Case> {
             &[],
             "pushing and settling go on while paused",
             push_and_settle_go_on_while_paused,
+        ),
+        Case::new(
+            "lifecycle::resume_beside_held_jobs_settles_only_what_was_seen",
+            &[3, 4],
+            "jobs held over a pause and those that came after it are settled one by one",
+            resume_beside_held_jobs,
+        ),
+        Case::new(
+            "lifecycle::stop_writes_what_was_settled_before",
+            &[2],
+            "stop flushes the settlements that were handed over before it",
+            stop_writes_what_was_settled,
         ),
         Case::new(
             "lifecycle::pause_and_resume_are_idempotent",
@@ -206,6 +218,60 @@ async fn stop_before_run(fx: Fixture) -> CaseResult {
     consumer.run().await?;
     assert_eq!(sorted(consumer.ack_next(2).await?), sorted(pushed));
     consumer.expect_empty().await?;
+    Ok(())
+}
+
+async fn resume_beside_held_jobs(fx: Fixture) -> CaseResult {
+    const HELD: usize = 100;
+    const MORE: usize = 1_000;
+    let pipeline = fx.pipeline_of(2 * HELD).await?;
+    let mut pushed = pipeline.push_numbered(HELD).await?;
+    let held = pipeline.take(HELD).await?;
+    let mut found = ids(&held);
+    pipeline.pause().await?;
+    let more: Vec<_> = (0..MORE).map(|number| fx.message(number.to_string())).collect();
+    pushed.extend(more.iter().map(|message| message.id().clone()));
+    for answer in pipeline.push_batch(more).await {
+        answer?;
+    }
+    pipeline.resume().await?;
+    let mut acks = JoinSet::new();
+    held.into_iter().for_each(|job| drop(acks.spawn(job.ack())));
+    for _ in 0..MORE {
+        let job = pipeline.next().await?;
+        found.push(job.id().clone());
+        acks.spawn(job.ack());
+    }
+    while let Some(acked) = fx.within("an ack", acks.join_next()).await? {
+        acked??;
+    }
+    assert!(sorted(found) == sorted(pushed), "each job once");
+    pipeline.expect_empty().await?;
+    Ok(())
+}
+
+async fn stop_writes_what_was_settled(fx: Fixture) -> CaseResult {
+    const JOBS: usize = 200;
+    let pipeline = fx.pipeline_of(JOBS).await?;
+    let second = fx.connect(pipeline.config().clone()).await?;
+    pipeline.push_numbered(JOBS).await?;
+    let held = pipeline.take(JOBS).await?;
+    // Every other one, from the last: nothing that a driver could do at once.
+    let order = |parity| (0..JOBS).rev().filter(move |index| index % 2 == parity);
+    let mut held: Vec<_> = held.into_iter().map(Some).collect();
+    let order: Vec<_> = order(0).chain(order(1)).collect();
+    let acks: Vec<_> =
+        order.into_iter().filter_map(|index| held[index].take()).map(Job::ack).collect();
+    let stop = {
+        let pipeline = pipeline.clone();
+        tokio::spawn(async move { pipeline.stop().await })
+    };
+    for ack in acks {
+        fx.within("an ack", ack).await??;
+    }
+    fx.within("stop", stop).await???;
+    second.run().await?;
+    second.expect_empty().await?;
     Ok(())
 }
 

@@ -161,7 +161,7 @@ async fn a_pause_outlives_a_cut(fx: Fixture) -> CaseResult {
     fx.inject(Fault::Cut).await?;
     let pushed = pipeline.push_eventually(5).await?;
     pipeline.expect_quiet().await?;
-    pipeline.resume_eventually().await?;
+    pipeline.resume().await?;
     ack_until_found(&pipeline, pushed).await?;
     pipeline.expect_empty().await?;
     Ok(())
