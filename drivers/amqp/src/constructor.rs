@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use jobs_core::{
-    Capabilities, Constructor, Driver, ErrorKind, Options, Pipeline, Plan, Problem, Result,
+    Capabilities, Constructor, Driver, Error, ErrorKind, Options, Pipeline, Plan, Problem, Result,
     Support, async_trait,
 };
 use tokio::time::Instant;
@@ -52,13 +52,19 @@ impl Plan for AmqpPlan {
         let directory = &self.connections;
         let config = Arc::new(self.config);
         let mut capabilities = config.capabilities();
-        // Both attempts share it.
+        // All attempts share it.
         let deadline = Instant::now() + config.connection.connect_timeout;
         let connect = |capabilities: Capabilities| {
             let connections = directory.join(&config.connection);
             AmqpDriver::connect(&self.pipeline, &config, connections, capabilities, deadline)
         };
-        let driver = match connect(capabilities.clone()).await {
+        let mut driver = connect(capabilities.clone()).await;
+        // A connection that other pipelines opened may be gone without their knowing it yet.
+        let lost = |error: &Error| error.kind() == ErrorKind::Connection && error.is_retryable();
+        if driver.as_ref().is_err_and(lost) {
+            driver = connect(capabilities.clone()).await;
+        }
+        let driver = match driver {
             // A user who may not make the queues of the levels still has all the rest.
             Err(error)
                 if error.kind() == ErrorKind::Denied && capabilities.delay.is_available() =>
@@ -73,9 +79,8 @@ impl Plan for AmqpPlan {
             }
             answer => answer,
         };
-        let named = |error: jobs_core::Error| {
-            error.with_driver(NAME).with_pipeline(self.pipeline.shared_name())
-        };
+        let named =
+            |error: Error| error.with_driver(NAME).with_pipeline(self.pipeline.shared_name());
         Ok(Arc::new(driver.map_err(named)?))
     }
 }
