@@ -108,11 +108,11 @@ impl Inspector {
                 slot.bound.insert(to, Instant::now());
             }
         }
-        let unknown = |hop: &Hop| !slot.declared.contains(hop);
-        let missing: Vec<_> = delays::hops(delay).into_iter().filter(unknown).collect();
+        let hops = delays::hops(delay);
+        let known = hops.iter().all(|hop| slot.declared.contains(hop));
         drop(slot);
-        if !missing.is_empty() {
-            self.declare_hops(missing).await?;
+        if !known {
+            self.declare_hops(hops).await?;
         }
         Ok(Topology::way(delay, to))
     }
@@ -125,8 +125,15 @@ impl Inspector {
 
     /// On a channel of its own: a queue without a leader does not answer, and what is asked after it
     /// on the same channel would wait as well.
-    async fn declare_hops(&self, hops: Vec<Hop>) -> Result<()> {
+    async fn declare_hops(&self, mut hops: Vec<Hop>) -> Result<()> {
         let _others = self.declaring.lock().await;
+        // The others may have declared them meanwhile.
+        let slot = self.slot.lock().await;
+        hops.retain(|hop| !slot.declared.contains(hop));
+        drop(slot);
+        if hops.is_empty() {
+            return Ok(());
+        }
         let (live, channel) = self.connections.channel(self.side, "push").await?;
         for hop in hops {
             let declared = self.within("push", self.topology.declare_hop(&channel, hop)).await;
