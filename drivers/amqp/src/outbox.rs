@@ -54,15 +54,27 @@ impl Outbox {
         let most = self.config.max_priority;
         let properties = codec::encode(&message, &self.pipeline, self.priority, attempt, most);
         if message.delay().is_zero() {
-            let answer = self.publisher.publish(Publish { target, message, properties }, deadline);
-            return answer.await.inspect_err(|error| {
+            let publish = Box::new(Publish { target, message, properties });
+            return self.publisher.publish(publish, deadline).await.inspect_err(|error| {
                 if error.kind() == ErrorKind::NotFound {
                     // When the queue is there again, delayed messages must find it.
                     self.inspector.distrust();
                 }
             });
         }
-        let (again, key) = (properties.clone(), &target.routing_key);
+        // Apart, because it is large, and the futures of all pushes would be.
+        Box::pin(self.publish_delayed(message, properties, &target.routing_key, to, deadline)).await
+    }
+
+    async fn publish_delayed(
+        &self,
+        message: Message,
+        properties: BasicProperties,
+        key: &ShortString,
+        to: Destination,
+        deadline: Instant,
+    ) -> Result<()> {
+        let again = properties.clone();
         let delayed = self.delayed(message.clone(), properties, key, to, deadline).await?;
         match self.publisher.publish(delayed, deadline).await {
             // Somebody deleted the levels. The next attempt declares them again.
@@ -86,18 +98,18 @@ impl Outbox {
         routing_key: &ShortString,
         to: Destination,
         deadline: Instant,
-    ) -> Result<Publish> {
+    ) -> Result<Box<Publish>> {
         let mut headers = properties.headers().clone().unwrap_or_default();
         let way = self.declare_delay(&message, to, deadline);
         for (name, value) in self.inspector.until_closed("push", way).await? {
             headers.insert(name.into(), text(value));
         }
         let target = Target { exchange: self.topology.entry(), routing_key: routing_key.clone() };
-        Ok(Publish {
+        Ok(Box::new(Publish {
             target: Arc::new(target),
             message,
             properties: properties.with_headers(headers),
-        })
+        }))
     }
 
     /// Tries again while the broker is away, as a push does.
@@ -174,6 +186,17 @@ mod tests {
 
     use super::*;
     use crate::topology::tests::topology;
+
+    fn size<A, B, C, F: Future>(_: impl Fn(A, B, C) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// A batch moves thousands of them several times.
+    #[test]
+    fn the_future_of_a_push_is_small() {
+        let size = size::<&'static Outbox, _, _, _>(Outbox::push);
+        assert!(size <= 1024, "{size} bytes");
+    }
 
     #[test]
     fn a_delayed_message_has_the_pipelines_routing_key() {

@@ -65,7 +65,8 @@ pub(crate) struct Publish {
 }
 
 struct Request {
-    publish: Publish,
+    /// Boxed, as it is handed on several times.
+    publish: Box<Publish>,
     stage: Arc<Stage>,
     answer: oneshot::Sender<Result<()>>,
 }
@@ -139,7 +140,7 @@ impl Publisher {
     ///
     /// # Cancel safety
     /// A message that was not handed to the client yet will not be.
-    pub(crate) async fn publish(&self, publish: Publish, deadline: Instant) -> Result<()> {
+    pub(crate) async fn publish(&self, publish: Box<Publish>, deadline: Instant) -> Result<()> {
         let (answer, answered) = oneshot::channel();
         let stage = Arc::new(Stage::default());
         let request = Request { publish, stage: Arc::clone(&stage), answer };
@@ -240,7 +241,9 @@ enum End {
 
 /// What became of a publish.
 enum Flown {
-    Confirmed(Pending, Confirmation),
+    /// Confirmed, together with some returned message.
+    Acked(Pending, Option<Key>),
+    Nacked(Pending, Option<Key>),
     Failed(Pending, lapin::Error),
     /// The channel was gone before.
     Refused(Request),
@@ -396,24 +399,16 @@ impl Worker {
         failed: &mut Vec<(Pending, lapin::Error)>,
     ) -> bool {
         match flown {
-            Flown::Confirmed(pending, Confirmation::Ack(returned)) => {
-                confirms.resolve(returned.as_ref().and_then(key_of), pending);
+            Flown::Acked(pending, returned) => {
+                confirms.resolve(returned, pending);
                 false
             }
-            Flown::Confirmed(pending, Confirmation::Nack(returned)) => {
-                if let Some(key) = returned.as_ref().and_then(key_of) {
-                    confirms.note_returned(key);
-                }
+            Flown::Nacked(pending, returned) => {
+                returned.into_iter().for_each(|key| confirms.note_returned(key));
                 let context = "the broker refused it: the queue is full, or could not store it";
                 let error = Error::new(ErrorKind::Throttled, "push").with_driver(NAME);
                 pending.tell(Err(error.with_context(context).transient().maybe_stored()));
                 false
-            }
-            Flown::Confirmed(pending, Confirmation::NotRequested) => {
-                unreachable!(
-                    "confirms were selected before {:?} was published",
-                    pending.message.id()
-                )
             }
             Flown::Failed(pending, error) => {
                 failed.push((pending, error));
@@ -513,7 +508,8 @@ fn start(
         if !channel.status().connected() {
             return Flown::Refused(request);
         }
-        let Request { publish: Publish { target, message, properties }, answer, .. } = request;
+        let Request { publish, answer, .. } = request;
+        let Publish { target, message, properties } = *publish;
         let options = BasicPublishOptions { mandatory: true, ..Default::default() };
         let Target { exchange, routing_key } = Target::clone(&target);
         let body = message.payload();
@@ -523,8 +519,14 @@ fn start(
             Err(error) => Err(error),
         };
         let pending = Pending { message, target, answer };
+        let key_of = |returned: Option<BasicReturnMessage>| returned.as_ref().and_then(key_of);
         match confirmed {
-            Ok(confirmation) => Flown::Confirmed(pending, confirmation),
+            Ok(Confirmation::Ack(returned)) => Flown::Acked(pending, key_of(returned)),
+            Ok(Confirmation::Nack(returned)) => Flown::Nacked(pending, key_of(returned)),
+            Ok(Confirmation::NotRequested) => {
+                let id = pending.message.id();
+                unreachable!("confirms were selected before {id:?} was published")
+            }
             Err(error) => Flown::Failed(pending, error),
         }
     })
