@@ -24,7 +24,7 @@ use crate::NAME;
 use crate::acks::{Frame, Tag, Unsettled, Verb};
 use crate::codec;
 use crate::config::AmqpConfig;
-use crate::connection::{Connections, within};
+use crate::connection::{Connections, Live, within};
 use crate::consumer::Command;
 use crate::error::mapped;
 use crate::health::Health;
@@ -66,6 +66,8 @@ pub(crate) struct Session {
     outbox: Arc<Outbox>,
     inlet: Arc<Inlet>,
     limit: Duration,
+    /// Kept open as long as this consumes from it, also when others make a new one.
+    _live: Live,
     channel: Channel,
     settlements: Arc<Settlements>,
     unsettled: Unsettled,
@@ -111,6 +113,7 @@ impl Context {
             outbox: Arc::clone(&self.outbox),
             inlet: Arc::clone(&self.inlet),
             limit,
+            _live: live,
             channel,
             settlements: Arc::new(Settlements::new(self.channels, capabilities)),
             unsettled: Unsettled::default(),
@@ -401,6 +404,8 @@ impl Session {
 
     /// The broker has ended the subscription.
     fn gone(&self) -> Error {
+        // When the queue is there again, delayed messages must find it.
+        self.outbox.inspector.distrust();
         let queue = self.config.queue.as_ref().map_or("", |queue| queue.name.as_str());
         let error = Error::new(jobs_core::ErrorKind::NotFound, "consume").with_driver(NAME);
         error
