@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use futures::future::join_all;
 use futures::stream::{FuturesUnordered, StreamExt};
 use integration_tests::rabbitmq::Brokers;
 use jobs_core::{Driver, Message, Pipeline, Queue, Registry};
@@ -17,7 +16,7 @@ use lapin::options::{
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 
-use super::{Line, Side, Stopwatch, compare, messages, share};
+use super::{Line, Side, Stopwatch, compare, messages};
 
 const PREFETCH: u16 = 256;
 /// Deliveries acked by one frame.
@@ -190,18 +189,20 @@ fn driver_push(url: &str, config: &'static str, callers: usize) -> impl Side {
     }
 }
 
-async fn push_all(driver: &Arc<dyn Driver>, jobs: usize, callers: usize) {
-    let push = |caller| {
-        let driver = Arc::clone(driver);
-        tokio::spawn(async move {
-            for message in messages(share(jobs, callers, caller)) {
-                driver.push(message).await.expect("stored");
+/// With so many in flight, from one task as the other side does it.
+async fn push_all(driver: &Arc<dyn Driver>, jobs: usize, window: usize) {
+    let driver = Arc::clone(driver);
+    let push_all = async move {
+        let mut flights = FuturesUnordered::new();
+        for message in messages(jobs) {
+            if flights.len() == window {
+                flights.next().await;
             }
-        })
+            flights.push(async { driver.push(message).await.expect("stored") });
+        }
+        while flights.next().await.is_some() {}
     };
-    for ended in join_all((0..callers).map(push)).await {
-        ended.expect("no caller panics");
-    }
+    in_task(push_all).await;
 }
 
 fn driver_consume(url: &str, config: &'static str) -> impl Side {
