@@ -170,14 +170,22 @@ impl Container {
         .await
     }
 
-    /// Lets them go on after [`pause`](Self::pause), and waits until it is ready.
+    /// Lets them go on after [`pause`](Self::pause), and waits until it is ready. Does nothing but
+    /// wait if it is not paused.
     ///
     /// # Errors
     /// The engine's; or it is not ready in time.
     pub async fn unpause(&self) -> Result<()> {
-        let container = Arc::clone(self.container());
+        let (docker, container) = (self.docker.clone(), Arc::clone(self.container()));
         let unpaused = on_engine("unpause a container", async move {
-            container.unpause().await.map_err(|error| failed("unpause a container", error))
+            let found = docker.inspect_container(container.id(), None).await;
+            let found = found.map_err(|error| failed("unpause a container", error))?;
+            match found.state.and_then(|state| state.paused) {
+                Some(false) => Ok(()),
+                _ => {
+                    container.unpause().await.map_err(|error| failed("unpause a container", error))
+                }
+            }
         });
         unpaused.await?;
         self.ready().await

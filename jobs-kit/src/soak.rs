@@ -56,10 +56,11 @@ pub async fn soak(harness: Arc<dyn Harness>, soak: &Soak) -> Result<Totals> {
     let apart = if soak.faults.is_empty() { None } else { harness.apart() };
     let fixture = Fixture::new(apart.unwrap_or(harness));
     let answer = run(&fixture, soak).await;
-    fixture.close().await.map_err(|error| {
-        Error::new(jobs_core::ErrorKind::InvalidState, "stop").with_source(error)
-    })?;
-    answer
+    let closed = fixture
+        .close()
+        .await
+        .map_err(|error| Error::new(jobs_core::ErrorKind::InvalidState, "stop").with_source(error));
+    answer.and_then(|totals| closed.map(|()| totals))
 }
 
 async fn run(fixture: &Fixture, soak: &Soak) -> Result<Totals> {

@@ -14,7 +14,7 @@ const ROWS: &[Row] = &[
     ("delay", |c| support(c.delay)),
     ("longest delay", |c| c.max_delay.map_or_else(|| "no limit".into(), days)),
     ("priority at the broker", |c| support(c.priority)),
-    ("dead letters", |c| support(c.reject)),
+    ("dead letters", |c| dead_letters(c.reject)),
     ("requeue, also with headers", |c| support(c.requeue)),
     ("batch", |c| support(c.batch)),
     ("ordering key", |c| support(c.ordering_key)),
@@ -51,6 +51,13 @@ fn support(support: Support) -> String {
         Support::Native => "native",
     }
     .into()
+}
+
+fn dead_letters(support: Support) -> String {
+    match support {
+        Support::None => "with options".into(),
+        other => self::support(other),
+    }
 }
 
 fn yes(value: bool) -> &'static str {
