@@ -6,6 +6,7 @@ use lapin::options::{
     QueueDeleteOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
+use lapin::uri::AMQPUri;
 use lapin::{Channel, Connection, ConnectionProperties, ExchangeKind};
 
 /// A connection of an operator. Drop it with [`close`](Self::close), so that it is gone.
@@ -17,7 +18,13 @@ pub struct Operator {
 
 impl Operator {
     pub(super) async fn connect(url: &str) -> Result<Self> {
-        let connection = Connection::connect(url, ConnectionProperties::default()).await;
+        let mut uri: AMQPUri = url.parse().map_err(|error: String| {
+            Error::new(ErrorKind::Config, "operate").with_context(error)
+        })?;
+        // The client's task for it lives half of it longer than the connection, and cases wait for
+        // the end of all tasks.
+        uri.query.heartbeat = Some(1);
+        let connection = Connection::connect_uri(uri, ConnectionProperties::default()).await;
         let connection = connection.map_err(failed)?;
         let channel = connection.create_channel().await.map_err(failed)?;
         Ok(Self { connection, channel })
