@@ -165,7 +165,12 @@ impl Container {
     pub async fn pause(&self) -> Result<()> {
         let container = Arc::clone(self.container());
         on_engine("pause a container", async move {
-            container.pause().await.map_err(|error| failed("pause a container", error))
+            // On a busy machine the system may fail to stop them all at the first attempt.
+            until(PATIENCE, "a container that pauses", || {
+                let container = Arc::clone(&container);
+                async move { container.pause().await.map_err(|error| error.to_string()) }
+            })
+            .await
         })
         .await
     }

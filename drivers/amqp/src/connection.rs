@@ -12,7 +12,7 @@ use jobs_core::{Error, ErrorKind, Result};
 use lapin::tcp::{AsyncTcpStream, OwnedIdentity, OwnedTLSConfig};
 use lapin::uri::AMQPScheme;
 use lapin::{Channel, Connection, ConnectionProperties};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::NAME;
 use crate::config::{ConnectionConfig, TlsConfig};
@@ -21,6 +21,8 @@ use crate::topology::Side;
 
 /// How long a broker may take to say goodbye.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often to look if a connection is still there while a channel is being opened.
+const LOST_POLL: Duration = Duration::from_millis(50);
 
 /// The connections that pipelines with equal connection options share. A broker that is short of
 /// memory stops reading from connections that publish: so consuming has one of its own.
@@ -263,7 +265,21 @@ impl Live {
         operation: &'static str,
         limit: Duration,
     ) -> Result<Channel> {
-        match timeout(limit, self.connection().create_channel()).await {
+        // The client leaves those without an answer who ask when the connection is just being lost.
+        let lost = async {
+            while self.connection().status().connected() {
+                sleep(LOST_POLL).await;
+            }
+            io::Error::from(io::ErrorKind::ConnectionAborted).into()
+        };
+        let opened = async {
+            tokio::select! {
+                biased;
+                opened = self.connection().create_channel() => opened,
+                error = lost => Err(error),
+            }
+        };
+        match timeout(limit, opened).await {
             Ok(Err(error))
                 if self.connection().status().connected() && closed_one_before(&error) =>
             {
@@ -275,6 +291,15 @@ impl Live {
             Ok(answer) => answer.map_err(|error| mapped(operation, &error)),
             Err(_) => Err(timed_out(operation)),
         }
+    }
+}
+
+/// Closes a channel. One that is only dropped is closed by the client in a task, which may never end if
+/// the connection is closed meanwhile.
+pub(crate) async fn close(channel: Channel) {
+    if channel.status().connected() {
+        // A broker that does not answer notices when the connection ends.
+        let _ = timeout(CLOSE_TIMEOUT, channel.close(200, "done".into())).await;
     }
 }
 

@@ -9,10 +9,10 @@ use std::time::Duration;
 use jobs_core::{ErrorKind, Result};
 use lapin::Channel;
 use tokio::sync::{Mutex, MutexGuard};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use crate::connection::{Connections, within};
+use crate::connection::{Connections, close, within};
 use crate::delays::{self, Hop, LEVELS, Level};
 use crate::error::closed;
 use crate::topology::{self, Destination, Side, Topology};
@@ -20,9 +20,6 @@ use crate::topology::{self, Destination, Side, Topology};
 /// How often to look for levels that another process may have made. Each that does not exist costs a
 /// channel, of which a connection has a limited number.
 const LOOK_AGAIN: Duration = Duration::from_secs(3600);
-
-/// How long the broker may take to close the channel.
-const CLOSE: Duration = Duration::from_secs(2);
 
 /// How long the binding of the due exchange is trusted: it is gone with the queue, and is not there again
 /// when somebody else declares that anew.
@@ -120,7 +117,9 @@ impl Inspector {
     /// On a channel of its own: the client keeps every binding in memory until the channel ends.
     async fn renew_due(&self, to: Destination) -> Result<()> {
         let (_live, channel) = self.connections.channel(self.side, "push").await?;
-        self.within("push", self.topology.renew_due(&channel, to)).await
+        let renewed = self.within("push", self.topology.renew_due(&channel, to)).await;
+        close(channel).await;
+        renewed
     }
 
     /// On a channel of its own: a queue without a leader does not answer, and what is asked after it
@@ -150,6 +149,7 @@ impl Inspector {
             }
             slot.levels.extend(hop.to);
         }
+        close(channel).await;
         Ok(())
     }
 
@@ -219,8 +219,8 @@ impl Inspector {
         self.closing.cancel();
         let closed = timeout_at(deadline, async {
             let channel = self.slot.lock().await.channel.take();
-            if let Some(channel) = channel.filter(|channel| channel.status().connected()) {
-                let _ = timeout(CLOSE, channel.close(200, "stopped".into())).await;
+            if let Some(channel) = channel {
+                close(channel).await;
             }
         });
         // A broker that does not answer notices when the connection ends.

@@ -25,7 +25,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::NAME;
 use crate::codec::{fits, id_of};
 use crate::confirms::{Confirms, Key, Published, Verdict};
-use crate::connection::{Connections, Live, within};
+use crate::connection::{Connections, Live, close, within};
 use crate::error::{closed, mapped, max_message_size, refuses};
 use crate::health::{Health, describe};
 use crate::topology::{Side, Target, Topology};
@@ -278,6 +278,7 @@ impl Worker {
                     }
                     self.health.can_publish();
                     if let End::Finished = self.serve(&live, &channel).await {
+                        close(channel).await;
                         return;
                     }
                     match live.connection().status().connected() {

@@ -18,13 +18,13 @@ use lapin::options::{
 use lapin::types::{FieldTable, ShortString};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 
 use crate::NAME;
 use crate::acks::{Frame, Tag, Unsettled, Verb};
 use crate::codec;
 use crate::config::AmqpConfig;
-use crate::connection::{Connections, Live, within};
+use crate::connection::{Connections, Live, close, within};
 use crate::consumer::Command;
 use crate::error::mapped;
 use crate::health::Health;
@@ -41,9 +41,6 @@ const TURN: usize = 64;
 
 /// What there is room for in the name of a consumer, of the 255 bytes that AMQP has.
 const NAME_ROOM: usize = 250;
-
-/// How long the broker may take to close a channel.
-const CLOSE: Duration = Duration::from_secs(2);
 
 /// What every channel of a pipeline is opened with.
 pub(crate) struct Context {
@@ -138,9 +135,7 @@ impl Session {
     ) -> End {
         let end = self.work(commands, running).await;
         self.settlements.kill();
-        if self.channel.status().connected() {
-            close(self.channel.clone()).await;
-        }
+        close(self.channel.clone()).await;
         end
     }
 
@@ -454,11 +449,6 @@ fn consumer_name(name: &str, others: usize) -> ShortString {
     let numbered = (others > 0).then(|| format!("{name}.{}", others + 1));
     // It fits; else the broker makes one up.
     ShortString::try_new(numbered.unwrap_or_else(|| name.to_owned())).unwrap_or_default()
-}
-
-async fn close(channel: Channel) {
-    // A broker that does not answer notices when the connection ends.
-    let _ = timeout(CLOSE, channel.close(200, "stopped".into())).await;
 }
 
 async fn write(channel: &Channel, frame: Frame) -> lapin::Result<()> {
