@@ -91,11 +91,12 @@ impl Ledger {
         self.entry(id, |entry| entry.push = Push::Uncertain);
     }
 
-    /// A job was handed to a worker.
+    /// A job was handed to a worker. After its end that is a duplicate, but no proof that it came back
+    /// in spite of it: the worker may have had it since before, and has only now got round to saying so.
+    /// Then its receipt is refused.
     pub fn delivered(&self, id: &JobId) {
         self.entry(id, |entry| {
             entry.duplicates += u64::from(entry.held > 0 || entry.end.is_some());
-            entry.came_back |= entry.end.is_some() && !self.unconfirmed;
             entry.held += 1;
         });
     }
@@ -218,6 +219,7 @@ mod tests {
         let totals = ledger.totals(0);
         assert_eq!((totals.duplicated, totals.is_sound()), (1, true), "it was not settled yet");
         ledger.delivered(&id());
+        assert!(!ledger.done(&id()));
         let totals = ledger.totals(0);
         assert_eq!((totals.duplicated, totals.came_back, totals.is_sound()), (2, 1, false));
     }
