@@ -1,7 +1,7 @@
 //! The drivers of this suite under the conformance kit, on real brokers.
 //!
 //! A broker is where the environment says (`JOBS_AMQP_URL`), else a container of an image that
-//! `compose/images.env` names and `compose/up` makes. One that does not start is a failure, never
+//! `compose/images.env` names and `compose/images` provides. One that does not start is a failure, never
 //! a skip. Containers are removed when the suite or harness that started them is dropped.
 
 pub mod amqp;

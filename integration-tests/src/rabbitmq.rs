@@ -126,7 +126,7 @@ impl RabbitMq {
             request.with_copy_to("/etc/rabbitmq/advanced.config", SETTINGS.as_bytes().to_vec());
         let container = Container::start(request, ports, ready, DEADLINE).await;
         let container = container.map_err(|error| {
-            let hint = format!("{error}: run `compose/up amqp`, or set {URL}");
+            let hint = format!("{error}: run `compose/images amqp`, or set {URL}");
             Error::new(error.kind(), "start RabbitMQ").with_context(hint).with_source(error)
         })?;
         let address = container.address(PORT);
@@ -148,8 +148,7 @@ impl RabbitMq {
     /// Where a driver connects: to the proxy, if there is one.
     #[must_use]
     pub fn url(&self) -> String {
-        let proxied = self.proxy.as_ref().map(Proxy::address);
-        self.url_of(proxied.unwrap_or(self.address), |_| {})
+        self.url_with(|_| {})
     }
 
     /// As [`url`](Self::url), changed.
