@@ -298,6 +298,16 @@ pub struct Settle {
     job: Option<Job>,
 }
 
+impl Settle {
+    /// Lets the driver take a moment, about a millisecond at most, to send this outcome together with
+    /// others, also while somebody waits for the answer. For those who settle many jobs and do not
+    /// need each answer before they go on.
+    pub fn unhurried(mut self) -> Self {
+        self.settling.unhurried();
+        self
+    }
+}
+
 impl Future for Settle {
     type Output = Result<(), SettleError>;
 

@@ -109,8 +109,19 @@ impl Message {
     /// A message for the handler called `name`, with a fresh id and nothing else set.
     #[must_use]
     pub fn new(name: impl Into<Cow<'static, str>>, payload: impl Into<Bytes>) -> Self {
+        Self::known(JobId::random(), name, payload)
+    }
+
+    /// A message that has an id: as [`new`](Self::new) and [`with_id`](Self::with_id), without
+    /// making one up first. For drivers, which read it.
+    #[must_use]
+    pub fn known(
+        id: impl Into<JobId>,
+        name: impl Into<Cow<'static, str>>,
+        payload: impl Into<Bytes>,
+    ) -> Self {
         Self(Arc::new(Parts {
-            id: JobId::random(),
+            id: id.into(),
             name: name.into(),
             payload: payload.into(),
             headers: Headers::new(),

@@ -3,10 +3,11 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use crate::queue::Credit;
 use crate::{Error, ErrorKind, Headers, Message, Result};
@@ -124,7 +125,11 @@ impl Refusal {
 
 /// The answer to a settlement, from the driver.
 #[derive(Debug)]
-pub struct Settling(Answer<Result<(), Box<Refusal>>>);
+pub struct Settling {
+    answer: Answer<Result<(), Box<Refusal>>>,
+    /// Told when somebody begins to wait.
+    awaited: Option<Arc<Notify>>,
+}
 
 /// The answer to a request for more time, from the driver.
 #[derive(Debug)]
@@ -143,28 +148,39 @@ impl Settling {
     /// Settled already. Costs no allocation.
     #[must_use]
     pub const fn done() -> Self {
-        Self(Answer::Ready(Some(Ok(()))))
+        Self { answer: Answer::Ready(Some(Ok(()))), awaited: None }
     }
 
     /// Refused at once.
     #[must_use]
     pub fn refused(refusal: Refusal) -> Self {
-        Self(Answer::Ready(Some(Err(Box::new(refusal)))))
+        Self { answer: Answer::Ready(Some(Err(Box::new(refusal)))), awaited: None }
     }
 
     /// To be answered by a task of the driver.
     #[must_use]
     pub fn later() -> (Settler, Self) {
         let (sender, receiver) = oneshot::channel();
-        (Settler(sender), Self(Answer::Later(receiver)))
+        (Settler(sender), Self { answer: Answer::Later(receiver), awaited: None })
     }
-}
 
-impl Settling {
+    /// To be answered by a task of the driver that sends outcomes in groups. `awaited` is notified
+    /// when somebody begins to wait for this one, which then should not wait for others.
+    #[must_use]
+    pub fn in_group(awaited: Arc<Notify>) -> (Settler, Self) {
+        let (settler, settling) = Self::later();
+        (settler, Self { awaited: Some(awaited), ..settling })
+    }
+
+    /// Nobody hurries the driver.
+    pub(crate) fn unhurried(&mut self) {
+        self.awaited = None;
+    }
+
     /// Takes out a refusal that nobody will await, if there is one. One that comes later goes back
     /// to the driver, see [`Settler::refuse`].
     pub(crate) fn unclaimed(&mut self) -> Option<Box<Refusal>> {
-        let answer = match &mut self.0 {
+        let answer = match &mut self.answer {
             Answer::Ready(answer) => answer.take(),
             Answer::Later(receiver) => {
                 receiver.close();
@@ -219,7 +235,13 @@ impl Future for Settling {
     type Output = Result<(), Box<Refusal>>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.0.poll(cx).map(|answer| {
+        let answer = self.answer.poll(cx);
+        if answer.is_pending()
+            && let Some(awaited) = self.awaited.take()
+        {
+            awaited.notify_one();
+        }
+        answer.map(|answer| {
             answer.unwrap_or_else(|| Err(Box::new(Refusal { error: gone("settle"), job: None })))
         })
     }

@@ -1,7 +1,7 @@
 //! Lanes, credits, waiting and settling, with a driver that only takes notes.
 
 use std::num::NonZeroUsize;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Waker};
 use std::time::Duration;
@@ -10,6 +10,7 @@ use jobs_core::{
     Acknowledger, Delivery, Error, ErrorKind, Extending, Inlet, Message, Outcome, Pipeline, Queue,
     Refusal, Settler, Settling, Token, Unsettled,
 };
+use tokio::sync::Notify;
 
 type Refuse = fn(Unsettled) -> Refusal;
 
@@ -268,6 +269,45 @@ async fn a_driver_that_never_answers_is_an_error_not_a_hang() {
     let (extender, extending) = Extending::later();
     drop(extender);
     assert_eq!(extending.await.unwrap_err().kind(), ErrorKind::Closed);
+}
+
+/// Settles in groups.
+struct Grouping(Arc<Notify>);
+
+impl Acknowledger for Grouping {
+    fn settle(&self, _: Unsettled, _: Outcome) -> Settling {
+        let (settler, settling) = Settling::in_group(Arc::clone(&self.0));
+        // Answered by nobody: this is about who waits.
+        std::mem::forget(settler);
+        settling
+    }
+
+    fn extend(&self, _: Token, _: Duration) -> Extending {
+        Extending::ready(Ok(()))
+    }
+
+    fn abandon(&self, _: Unsettled) {}
+}
+
+#[tokio::test]
+async fn a_driver_that_groups_learns_that_somebody_is_in_a_hurry() {
+    let queue = Queue::new();
+    let inlet = queue.open_lane(&pipeline("a"));
+    inlet.grant(2);
+    let awaited = Arc::new(Notify::new());
+    let grouping = Arc::new(Grouping(Arc::clone(&awaited)));
+    for token in [1, 2] {
+        let delivery = Delivery::new(Message::new("test", ""), token, grouping.clone());
+        inlet.deliver(inlet.try_credit().unwrap(), delivery);
+    }
+    let mut unhurried = pin!(queue.try_pop().unwrap().ack().unhurried());
+    let mut hurried = pin!(queue.try_pop().unwrap().ack());
+    assert!(is_pending(unhurried.as_mut()));
+    assert!(is_pending(pin!(awaited.notified())), "nobody waits");
+    assert!(is_pending(hurried.as_mut()));
+    assert!(!is_pending(pin!(awaited.notified())));
+    assert!(is_pending(hurried.as_mut()));
+    assert!(is_pending(pin!(awaited.notified())), "it was told");
 }
 
 #[tokio::test]

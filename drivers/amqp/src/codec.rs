@@ -5,6 +5,7 @@ mod json;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::num::NonZeroU8;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -152,14 +153,10 @@ impl<'a> Found<'a> {
         self.add_others();
         self.headers.retain(|(name, _)| is_valid(name) && !is_reserved(name));
 
+        let id = self.id.filter(|id| is_valid(id)).map_or_else(JobId::random, JobId::from);
         let name = self.name.filter(|name| is_valid(name));
-        let mut message = match name {
-            Some(name) => Message::new(name, body),
-            None => Message::new(wire::FOREIGN_NAME, body),
-        };
-        if let Some(id) = self.id.filter(|id| is_valid(id)) {
-            message = message.with_id(id);
-        }
+        let name = name.map_or(Cow::Borrowed(wire::FOREIGN_NAME), Cow::Owned);
+        let mut message = Message::known(id, name, body);
         if !self.headers.is_empty() {
             message = message.with_headers(Headers::from_iter(self.headers));
         }

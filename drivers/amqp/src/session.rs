@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::future::poll_fn;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -105,6 +105,7 @@ impl Context {
         }
         self.channels += 1;
         let capabilities = Arc::clone(&self.capabilities);
+        let prefetch = self.config.prefetch.get();
         let mut session = Session {
             config: Arc::clone(&self.config),
             outbox: Arc::clone(&self.outbox),
@@ -112,7 +113,7 @@ impl Context {
             limit,
             _live: live,
             channel,
-            settlements: Arc::new(Settlements::new(self.channels, capabilities)),
+            settlements: Arc::new(Settlements::new(self.channels, capabilities, prefetch)),
             unsettled: Unsettled::default(),
             subscriptions: Vec::new(),
             window: 0,
@@ -149,6 +150,7 @@ impl Session {
         let mut copied: Vec<Settlement> = Vec::new();
         let mut stopping = false;
         let (mut patrol, patience) = self.patrol();
+        let mut gathered = pin!(settlements.gathered());
         loop {
             if writing.is_none() && !copied.is_empty() {
                 writing = self.write(&channel, std::mem::take(&mut copied));
@@ -192,7 +194,8 @@ impl Session {
                         return End::Lost(error);
                     }
                 }
-                () = settlements.arrived(), if writing.is_none() => {
+                () = &mut gathered, if writing.is_none() => {
+                    gathered.set(settlements.gathered());
                     let mut frames = Vec::new();
                     for settlement in settlements.take() {
                         match settlement.ending {

@@ -9,9 +9,15 @@ use jobs_core::{
     Settling, Token, Unsettled,
 };
 use tokio::sync::Notify;
+use tokio::time::timeout;
 
 use crate::NAME;
 use crate::acks::{Tag, Verb};
+
+/// So many settlements are sent without waiting for more: a larger group saves nothing worth having.
+const LARGEST_GROUP: usize = 64;
+/// How long the first of a group waits for others, unless somebody waits for it.
+const GATHERING: Duration = Duration::from_millis(1);
 
 /// Bits of a token that hold the delivery tag; the number of the channel is above them.
 const TAG_BITS: u32 = 40;
@@ -22,7 +28,11 @@ pub(crate) struct Settlements {
     channel: u64,
     capabilities: Arc<Capabilities>,
     queue: Mutex<Queue>,
+    /// There is something to settle.
     arrived: Notify,
+    /// It should be sent now.
+    hurried: Arc<Notify>,
+    group: usize,
 }
 
 #[derive(Default)]
@@ -55,8 +65,11 @@ pub(crate) enum Ending {
 pub(crate) struct Reply(Option<(Settler, Unsettled)>);
 
 impl Settlements {
-    pub(crate) fn new(channel: u64, capabilities: Arc<Capabilities>) -> Self {
-        Self { channel, capabilities, queue: Mutex::default(), arrived: Notify::new() }
+    pub(crate) fn new(channel: u64, capabilities: Arc<Capabilities>, prefetch: u16) -> Self {
+        let (arrived, hurried) = Default::default();
+        // Most of what the broker may send must be free to come meanwhile.
+        let group = usize::from(prefetch / 4).clamp(1, LARGEST_GROUP);
+        Self { channel, capabilities, queue: Mutex::default(), arrived, hurried, group }
     }
 
     /// The token of a delivery on this channel.
@@ -74,12 +87,11 @@ impl Settlements {
         token >> TAG_BITS == self.channel
     }
 
-    /// Waits until there is something to settle.
-    ///
-    /// # Cancel safety
-    /// Cancel safe.
-    pub(crate) async fn arrived(&self) {
+    /// Waits for something to settle, and then for more of it: until there is a whole group, somebody
+    /// waits for an answer, or a moment has passed.
+    pub(crate) async fn gathered(&self) {
         self.arrived.notified().await;
+        let _ = timeout(GATHERING, self.hurried.notified()).await;
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -106,12 +118,15 @@ impl Settlements {
         if queue.dead {
             return Err(settlement);
         }
-        let first = queue.waiting.is_empty();
         queue.waiting.push(settlement);
+        let waiting = queue.waiting.len();
         drop(queue);
         // For the others the task is awake, or will be: it takes all at once.
-        if first {
+        if waiting == 1 {
             self.arrived.notify_one();
+        }
+        if waiting == self.group {
+            self.hurried.notify_one();
         }
         Ok(())
     }
@@ -142,7 +157,7 @@ impl Acknowledger for Settlements {
         };
         // The slot is free: the broker sends no more than `prefetch` before this is written.
         job.credit = None;
-        let (settler, settling) = Settling::later();
+        let (settler, settling) = Settling::in_group(Arc::clone(&self.hurried));
         let tag = Self::tag(job.token);
         let reply = Some(Reply(Some((settler, job))));
         let added = self.add(Settlement { tag, ending, reply });
@@ -196,6 +211,9 @@ impl Drop for Reply {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
+    use tokio::time::Instant;
+
     use super::*;
 
     fn settled(settlements: &Settlements, tag: Tag) -> Settling {
@@ -205,7 +223,7 @@ mod tests {
 
     #[tokio::test]
     async fn whoever_gets_no_answer_has_lost_the_lease() {
-        let settlements = Settlements::new(1, Arc::default());
+        let settlements = Settlements::new(1, Arc::default(), 10);
         let (written, done) = (settled(&settlements, 1), settled(&settlements, 2));
         let mut taken = settlements.take();
         taken.pop().and_then(|settlement| settlement.reply).unwrap().done();
@@ -219,5 +237,27 @@ mod tests {
             assert_eq!(refusal.error.kind(), ErrorKind::LeaseLost);
             assert!(refusal.job.is_none());
         }
+    }
+
+    /// Virtual time.
+    #[tokio::test(start_paused = true)]
+    async fn a_group_waits_a_moment_unless_it_is_whole_or_somebody_waits() {
+        let group = |prefetch| Settlements::new(1, Arc::default(), prefetch);
+        let gathering = async |settlements: &Settlements| {
+            let before = Instant::now();
+            settlements.gathered().await;
+            (before.elapsed() >= GATHERING, settlements.take().len())
+        };
+        let settlements = group(10);
+        let _first = settled(&settlements, 1);
+        assert_eq!(gathering(&settlements).await, (true, 1), "for others");
+        let _both = [2, 3].map(|tag| settled(&settlements, tag));
+        assert_eq!(gathering(&settlements).await, (false, 2), "a quarter of `prefetch`");
+        let mut awaited = settled(&settlements, 4);
+        assert!((&mut awaited).now_or_never().is_none());
+        assert_eq!(gathering(&settlements).await, (false, 1), "somebody waits");
+        let settlements = group(1);
+        let _only = settled(&settlements, 1);
+        assert_eq!(gathering(&settlements).await, (false, 1), "nothing else can come");
     }
 }

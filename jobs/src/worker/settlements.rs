@@ -38,7 +38,7 @@ impl Settlements {
 
     /// Hands the outcome over, and leaves awaiting the answer to a task if it is not there at once.
     pub(super) async fn settle(&self, job: Job, outcome: Outcome) {
-        let mut settle = job.settle(outcome.clone());
+        let mut settle = job.settle(outcome.clone()).unhurried();
         let answer = match (&mut settle).now_or_never() {
             Some(Ok(())) => return self.counters.settled(&outcome),
             Some(Err(error)) => Either::Left(ready(Err(error))),

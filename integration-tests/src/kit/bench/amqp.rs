@@ -1,8 +1,10 @@
 //! `amqp` against lapin, used as its most careful user would: the same persistent messages, mandatory,
 //! with confirms, started by one task with a window in flight, because the client may mix up the
-//! confirms of two tasks that publish on one channel; one ordered writer of merged acks.
+//! confirms of two tasks that publish on one channel; the same headers read; one ordered writer of
+//! merged acks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::hint::black_box;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -14,7 +16,7 @@ use lapin::options::{
     QueueDeclareOptions,
 };
 use lapin::types::{AMQPValue, FieldTable, ShortString};
-use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
+use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Consumer};
 
 use super::{Line, Side, Stopwatch, compare, messages};
 
@@ -87,19 +89,20 @@ impl Raw {
         in_task(publish_all).await;
     }
 
-    async fn consume(self: Arc<Self>, jobs: usize) {
+    async fn subscribe(&self) -> Consumer {
+        let qos = BasicQosOptions::default();
+        self.channel.basic_qos(PREFETCH, qos).await.expect("qos");
+        let (queue, name) = (self.queue.clone(), "raw".into());
+        let consume =
+            self.channel.basic_consume(queue, name, Default::default(), FieldTable::default());
+        consume.await.expect("subscribed")
+    }
+
+    async fn consume(self: Arc<Self>, mut deliveries: Consumer, jobs: usize) {
         let consume_all = async move {
-            let qos = BasicQosOptions::default();
-            self.channel.basic_qos(PREFETCH, qos).await.expect("qos");
-            let consume = self.channel.basic_consume(
-                self.queue.clone(),
-                "raw".into(),
-                Default::default(),
-                FieldTable::default(),
-            );
-            let mut deliveries = consume.await.expect("subscribed");
             for count in 1..=jobs {
                 let delivery = deliveries.next().await.expect("one more").expect("delivered");
+                black_box(Read::from(&delivery.properties));
                 if count % MERGED == 0 || count == jobs {
                     let ack = BasicAckOptions { multiple: true };
                     self.channel.basic_ack(delivery.delivery_tag, ack).await.expect("written");
@@ -141,6 +144,34 @@ fn properties(message: &Message) -> BasicProperties {
         .with_headers(headers.into())
 }
 
+/// What every worker needs of a message beside its body.
+struct Read {
+    _id: String,
+    _name: String,
+    _headers: BTreeMap<String, Vec<String>>,
+    _priority: i64,
+}
+
+impl From<&BasicProperties> for Read {
+    fn from(properties: &BasicProperties) -> Self {
+        let table = properties.headers().as_ref().expect("we wrote them").inner();
+        let text = |name| match table.get(name) {
+            Some(AMQPValue::LongString(text)) => text.to_string(),
+            other => panic!("{name} is {other:?}"),
+        };
+        let headers = match table.get("rr_headers") {
+            Some(AMQPValue::ByteArray(json)) => serde_json::from_slice(json.as_slice()),
+            other => panic!("rr_headers is {other:?}"),
+        };
+        let priority = match table.get("rr_priority") {
+            Some(AMQPValue::LongLongInt(priority)) => *priority,
+            other => panic!("rr_priority is {other:?}"),
+        };
+        let headers = headers.expect("JSON");
+        Self { _id: text("rr_id"), _name: text("rr_job"), _headers: headers, _priority: priority }
+    }
+}
+
 fn raw_push(url: &str, config: &'static str, window: usize) -> impl Side {
     let url = url.to_owned();
     async move |jobs, watch: &mut Stopwatch| {
@@ -157,8 +188,9 @@ fn raw_consume(url: &str, config: &'static str) -> impl Side {
     async move |jobs, watch: &mut Stopwatch| {
         let raw = Arc::new(Raw::open(&url, config, "bench-raw").await);
         Arc::clone(&raw).push(jobs, 1_024).await;
+        let deliveries = raw.subscribe().await;
         watch.restart();
-        Arc::clone(&raw).consume(jobs).await;
+        Arc::clone(&raw).consume(deliveries, jobs).await;
         watch.stop();
         raw.close().await;
     }
@@ -213,8 +245,8 @@ fn driver_consume(url: &str, config: &'static str) -> impl Side {
         push_all(&driver, jobs, 1_024).await;
         let queue = Queue::new();
         let inlet = queue.open_lane(&pipeline);
-        watch.restart();
         driver.run(inlet).await.expect("runs once");
+        watch.restart();
         in_task(ack_all(queue, jobs)).await;
         watch.stop();
         driver.stop().await.expect("stops");
@@ -222,15 +254,17 @@ fn driver_consume(url: &str, config: &'static str) -> impl Side {
     }
 }
 
+/// With half of what the broker sends at once unanswered, as settling needs no answer to go on.
 async fn ack_all(queue: Queue, jobs: usize) {
-    let mut settlements = FuturesUnordered::new();
+    let mut unanswered = VecDeque::new();
     for _ in 0..jobs {
-        settlements.push(queue.pop().await.expect("the queue is open").ack());
-        if settlements.len() == usize::from(PREFETCH) / 2 {
-            settlements.next().await.expect("there are some").expect("the channel lives");
+        unanswered.push_back(queue.pop().await.expect("the queue is open").ack().unhurried());
+        if unanswered.len() == usize::from(PREFETCH) / 2 {
+            let first = unanswered.pop_front().expect("there are some");
+            first.await.expect("the channel lives");
         }
     }
-    while let Some(settled) = settlements.next().await {
-        settled.expect("the channel lives");
+    for settled in unanswered {
+        settled.await.expect("the channel lives");
     }
 }
