@@ -77,6 +77,13 @@ fn all_mistakes_are_reported_together() {
             e: [driver, memory]
         ",
     );
+    // Those that this build has, all of them.
+    let drivers = default_registry().names().map(|name| format!("`{name}`")).collect::<Vec<_>>();
+    let unknown = format!(
+        "`jobs.pipelines.a.driver`: unknown driver `memry`, expected one of {}",
+        drivers.join(", ")
+    );
+    assert!(unknown.contains("`memory`"), "{unknown}");
     for expected in [
         "`version`: expected the text `\"3\"`, found `3`",
         "`envfile`: not supported",
@@ -84,7 +91,7 @@ fn all_mistakes_are_reported_together() {
         "`jobs.consum`: unknown option, expected one of `consume`, `pipelines`, `timeout`",
         "`jobs.consume`: no pipeline is named `mial`, expected one of `a`, `b`, `d`",
         "`jobs.timeout`: expected a duration such as `500ms`, `30s` or `1m`, found `soon`",
-        "`jobs.pipelines.a.driver`: unknown driver `memry`, expected one of `",
+        &unknown,
         "`jobs.pipelines.b.config.prefetch`: expected a whole number of at least 1, found `0`",
         "`jobs.pipelines.b.config.priority`: expected a whole number, found `high`",
         "`jobs.pipelines.b.config.max_lease`: expected a duration",
