@@ -299,9 +299,9 @@ pub struct Settle {
 }
 
 impl Settle {
-    /// Lets the driver take a moment, about a millisecond at most, to send this outcome together with
-    /// others, also while somebody waits for the answer. For those who settle many jobs and do not
-    /// need each answer before they go on.
+    /// Lets the driver take a moment to send this outcome together with others, also while somebody
+    /// waits for the answer: a few milliseconds at most, which the driver's page states. For those who
+    /// settle many jobs and do not need each answer before they go on.
     pub fn unhurried(mut self) -> Self {
         self.settling.unhurried();
         self

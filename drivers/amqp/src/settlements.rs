@@ -32,6 +32,7 @@ pub(crate) struct Settlements {
     arrived: Notify,
     /// It should be sent now.
     hurried: Arc<Notify>,
+    /// So many are a whole group.
     group: usize,
 }
 
