@@ -212,6 +212,18 @@ impl TestPipeline {
         Ok(ids)
     }
 
+    /// Waits until the process holds at least `count` jobs that nobody popped.
+    ///
+    /// # Errors
+    /// If it does not within the deadline.
+    pub async fn expect_unpopped(&self, count: usize) -> Result<(), Unexpected> {
+        let enough = async || match self.queue.len() {
+            found if found >= count => Ok(()),
+            found => Err(format!("{found}, not {count}")),
+        };
+        self.fixture.eventually("jobs in the lane", enough).await
+    }
+
     /// Demands that no job arrives for a while, see [`Harness::quiet`](crate::Harness::quiet).
     ///
     /// # Errors

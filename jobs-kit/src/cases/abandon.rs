@@ -76,11 +76,7 @@ async fn unpopped_jobs_outlive_their_consumer(fx: Fixture) -> CaseResult {
     let pipeline = fx.pipeline().await?;
     let second = fx.connect(pipeline.config().clone()).await?;
     let pushed = pipeline.push_numbered(5).await?;
-    fx.eventually("a job in the lane", async || match pipeline.queue().len() {
-        0 => Err("none".to_owned()),
-        _ => Ok(()),
-    })
-    .await?;
+    pipeline.expect_unpopped(1).await?;
     pipeline.stop().await?;
     assert!(pipeline.queue().is_empty(), "a stopped pipeline leaves nothing in its lane");
     second.run().await?;

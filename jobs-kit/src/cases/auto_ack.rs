@@ -70,11 +70,7 @@ async fn not_before_it_is_handed_out(fx: Fixture) -> CaseResult {
         pushed.push(message.id().clone());
         pipeline.push(message).await?;
     }
-    fx.eventually("jobs in the lane", async || match pipeline.queue().len() {
-        3 => Ok(()),
-        found => Err(found.to_string()),
-    })
-    .await?;
+    pipeline.expect_unpopped(3).await?;
     pipeline.stop().await?;
     second.run().await?;
     let jobs = second.take(3).await?;

@@ -131,10 +131,11 @@ async fn paused_hands_nothing_out(fx: Fixture) -> CaseResult {
 }
 
 async fn pause_gives_back(fx: Fixture) -> CaseResult {
-    let pipeline = fx.pipeline().await?;
+    let pipeline = fx.pipeline_of(5).await?;
     let second = fx.connect(pipeline.config().clone()).await?;
     let pushed = pipeline.push_numbered(5).await?;
     let held = pipeline.next().await?;
+    pipeline.expect_unpopped(4).await?;
     pipeline.pause().await?;
     assert!(pipeline.queue().is_empty(), "nothing waits in a paused lane");
     second.run().await?;

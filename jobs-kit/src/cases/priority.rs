@@ -5,7 +5,7 @@ use std::time::Duration;
 use jobs_core::ErrorKind;
 
 use super::text;
-use crate::{Case, CaseResult, Feature, Fixture, TestPipeline, Unexpected};
+use crate::{Case, CaseResult, Feature, Fixture, TestPipeline};
 
 pub(super) fn cases() -> Vec<Case> {
     vec![
@@ -55,19 +55,10 @@ async fn push_prioritised(fx: &Fixture, pipeline: &TestPipeline) -> CaseResult {
     Ok(())
 }
 
-/// Waits until the process holds `count` jobs that nobody popped.
-async fn fill_lane(fx: &Fixture, pipeline: &TestPipeline, count: usize) -> Result<(), Unexpected> {
-    fx.eventually("jobs in the lane", async || match pipeline.queue().len() {
-        found if found == count => Ok(()),
-        found => Err(format!("{found}, not {count}")),
-    })
-    .await
-}
-
 async fn orders_jobs_in_the_process(fx: Fixture) -> CaseResult {
     let pipeline = fx.start(fx.configure_prefetch(10).await?).await?;
     push_prioritised(&fx, &pipeline).await?;
-    fill_lane(&fx, &pipeline, 5).await?;
+    pipeline.expect_unpopped(5).await?;
     let mut found = Vec::new();
     for job in pipeline.take(5).await? {
         found.push(text(&job));
@@ -118,7 +109,7 @@ async fn survives_a_requeue(fx: Fixture) -> CaseResult {
     for job in pipeline.take(5).await? {
         job.requeue(Duration::ZERO).await?;
     }
-    fill_lane(&fx, &pipeline, 5).await?;
+    pipeline.expect_unpopped(5).await?;
     let mut found = Vec::new();
     for job in pipeline.take(5).await? {
         found.push(text(&job));
