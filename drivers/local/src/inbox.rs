@@ -1,0 +1,276 @@
+//! What pipelines and receipts hand to the writer thread of their file.
+
+use std::mem;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jobs_core::{Extender, Message, Settler, Token, Unsettled};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+use crate::codec::NewJob;
+use crate::consumers::Consumer;
+use crate::dead::{DeadCall, DeadLetter};
+use crate::error::Fault;
+use crate::owners::Owner;
+use crate::writer::Figures;
+
+/// Where an answer goes.
+pub(crate) type Reply<T> = oneshot::Sender<Result<T, Fault>>;
+
+/// What waiting pushes may hold, in KiB.
+const ROOM: usize = 64 << 10;
+
+/// Something that is written in the next transaction.
+#[derive(Debug)]
+pub(crate) enum Write {
+    Push(Push),
+    Settle {
+        job: Unsettled,
+        step: Step,
+        settler: Settler,
+    },
+    Extend {
+        token: Token,
+        by: Duration,
+        extender: Extender,
+    },
+    Abandon {
+        token: Token,
+    },
+    /// Ends a consumer: what it has unsettled goes back.
+    Detach {
+        consumer: u64,
+        reply: Option<Reply<()>>,
+    },
+    /// Finds or makes a queue.
+    Queue {
+        name: String,
+        reply: Reply<i64>,
+    },
+    Dead {
+        queue: i64,
+        call: DeadCall,
+        reply: Reply<u64>,
+    },
+}
+
+/// Messages of one caller.
+#[derive(Debug)]
+pub(crate) struct Push {
+    /// Tells it apart from others, to be withdrawn.
+    pub(crate) number: u64,
+    pub(crate) queue: i64,
+    pub(crate) jobs: Vec<NewJob>,
+    pub(crate) reply: Reply<()>,
+    pub(crate) _room: OwnedSemaphorePermit,
+}
+
+/// How a delivery ends: an outcome that was found possible.
+#[derive(Debug)]
+pub(crate) enum Step {
+    Ack,
+    Reject,
+    Release,
+    /// With the headers if they change.
+    Requeue {
+        message: Message,
+        changed: bool,
+    },
+}
+
+/// Something that needs no transaction.
+#[derive(Debug)]
+pub(crate) enum Call {
+    Attach { consumer: Consumer, reply: oneshot::Sender<()> },
+    Pause { consumer: u64, reply: oneshot::Sender<()> },
+    Resume { consumer: u64, reply: oneshot::Sender<()> },
+    State { queue: i64, consumer: Option<u64>, reply: Reply<Figures> },
+    Dead { queue: i64, after: i64, most: usize, reply: Reply<Vec<DeadLetter>> },
+}
+
+/// The writer's inbox. Nothing here blocks for longer than it takes to add to a list.
+#[derive(Debug)]
+pub(crate) struct Inbox {
+    contents: Mutex<Contents>,
+    owner: Arc<Owner>,
+    room: Arc<Semaphore>,
+    numbers: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Contents {
+    writes: Vec<Write>,
+    calls: Vec<Call>,
+    /// The writer has to be woken.
+    sleeping: bool,
+    /// No more is taken.
+    closed: bool,
+}
+
+impl Inbox {
+    pub(crate) fn new(owner: Arc<Owner>) -> Self {
+        let room = Arc::new(Semaphore::new(ROOM));
+        Self { contents: Mutex::default(), owner, room, numbers: AtomicU64::new(1) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Contents> {
+        self.contents.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A number that no other push or consumer has.
+    pub(crate) fn number(&self) -> u64 {
+        self.numbers.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Waits until there is room for messages of that many bytes.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub(crate) async fn room(&self, bytes: usize) -> OwnedSemaphorePermit {
+        let permits = u32::try_from((bytes / 1024 + 1).min(ROOM)).expect("far less");
+        let room = Arc::clone(&self.room);
+        room.acquire_many_owned(permits).await.expect("never closed")
+    }
+
+    /// Hands something over; it comes back if the writer has ended.
+    pub(crate) fn write(&self, write: Write) -> Result<(), Write> {
+        let mut contents = self.lock();
+        if contents.closed {
+            return Err(write);
+        }
+        contents.writes.push(write);
+        self.wake(contents);
+        Ok(())
+    }
+
+    /// Asks something; nobody answers if the writer has ended.
+    pub(crate) fn call(&self, call: Call) {
+        let mut contents = self.lock();
+        if contents.closed {
+            drop(contents);
+            // Outside the lock: a consumer that is dropped calls back.
+            return drop(call);
+        }
+        contents.calls.push(call);
+        self.wake(contents);
+    }
+
+    /// Takes a push back. False if the writer has it already.
+    pub(crate) fn withdraw(&self, number: u64) -> bool {
+        let mut contents = self.lock();
+        let mine = |write: &Write| matches!(write, Write::Push(push) if push.number == number);
+        let index = contents.writes.iter().position(mine);
+        let withdrawn = index.map(|index| contents.writes.remove(index));
+        drop(contents);
+        withdrawn.is_some()
+    }
+
+    /// Takes nothing more. The writer ends when it has done what is here.
+    pub(crate) fn close(&self) {
+        let mut contents = self.lock();
+        contents.closed = true;
+        self.wake(contents);
+    }
+
+    fn wake(&self, mut contents: MutexGuard<'_, Contents>) {
+        let sleeping = mem::take(&mut contents.sleeping);
+        drop(contents);
+        // Otherwise it is awake, and takes all there is.
+        if sleeping {
+            self.owner.ring();
+        }
+    }
+
+    pub(crate) fn take_writes(&self) -> Vec<Write> {
+        mem::take(&mut self.lock().writes)
+    }
+
+    pub(crate) fn take_calls(&self) -> Vec<Call> {
+        mem::take(&mut self.lock().calls)
+    }
+
+    pub(crate) fn has_writes(&self) -> bool {
+        !self.lock().writes.is_empty()
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+
+    /// Sleeps until there is something here, another process rings, or for that long. Returns
+    /// whether it was another process.
+    pub(crate) fn sleep(&self, limit: Option<Duration>) -> bool {
+        let mut contents = self.lock();
+        if contents.closed || !contents.writes.is_empty() || !contents.calls.is_empty() {
+            return false;
+        }
+        contents.sleeping = true;
+        drop(contents);
+        let others = self.owner.sleep(limit);
+        self.lock().sleeping = false;
+        others
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn inbox() -> (tempfile::TempDir, Inbox) {
+        let directory = tempfile::tempdir().unwrap();
+        let owner = Owner::new(directory.path(), 1).unwrap();
+        (directory, Inbox::new(Arc::new(owner)))
+    }
+
+    fn push(inbox: &Inbox, number: u64) -> Write {
+        let room = Arc::clone(&inbox.room).try_acquire_owned().unwrap();
+        let (reply, _) = oneshot::channel();
+        Write::Push(Push { number, queue: 1, jobs: Vec::new(), reply, _room: room })
+    }
+
+    #[test]
+    fn what_was_not_taken_can_be_withdrawn() {
+        let (_directory, inbox) = inbox();
+        for number in [1, 2] {
+            inbox.write(push(&inbox, number)).unwrap();
+        }
+        assert!(inbox.withdraw(1) && !inbox.withdraw(1));
+        assert_eq!(inbox.take_writes().len(), 1);
+        assert!(!inbox.withdraw(2), "taken");
+        assert_eq!(inbox.room.available_permits(), ROOM, "each gave its room back");
+    }
+
+    #[test]
+    fn a_sleeper_wakes_for_what_comes_and_what_came() {
+        let (_directory, inbox) = inbox();
+        inbox.write(push(&inbox, 1)).unwrap();
+        inbox.sleep(None);
+        assert!(inbox.has_writes());
+        inbox.take_writes();
+        std::thread::scope(|scope| {
+            let sleeper = scope.spawn(|| inbox.sleep(None));
+            inbox.write(push(&inbox, 2)).unwrap();
+            assert!(!sleeper.join().unwrap());
+        });
+        inbox.take_writes();
+        inbox.close();
+        inbox.sleep(None);
+        assert!(inbox.write(push(&inbox, 3)).is_err());
+    }
+
+    #[tokio::test]
+    async fn pushes_wait_for_room() {
+        let (_directory, inbox) = inbox();
+        let most = inbox.room(usize::MAX).await;
+        let waiting = inbox.room(0);
+        tokio::pin!(waiting);
+        tokio::select! {
+            biased;
+            _ = &mut waiting => panic!("there is no room"),
+            () = std::future::ready(()) => {}
+        }
+        drop(most);
+        drop(waiting.await);
+    }
+}

@@ -1,0 +1,332 @@
+//! What happens in one transaction, and who is told of it.
+
+use std::mem;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jobs_core::{Delivery, ErrorKind, Refusal};
+
+use super::Writer;
+use crate::NAME;
+use crate::consumers::Consumers;
+use crate::error::Fault;
+use crate::group::{Group, Op, Reserved, Verdict};
+use crate::inbox::Write;
+use crate::leases::{Lease, Leases};
+use crate::open::Identity;
+use crate::receipts::lost;
+use crate::store::Sql;
+
+/// Most jobs handed out in one transaction: pushes should not wait for more.
+const MOST_RESERVED: usize = 1_024;
+/// How long a file that is closed waits for other processes.
+const PATIENCE_AT_THE_END: Duration = Duration::from_secs(2);
+
+/// What a transaction did, as far as it matters outside the file.
+struct Filled {
+    verdicts: Vec<Verdict>,
+    reserved: Vec<Reserved>,
+    made_ready: bool,
+    /// Where to look for ready jobs, for leases in memory.
+    positions: Vec<(i64, (i64, i64))>,
+    delays_changed: bool,
+    next_due: Option<i64>,
+    kept_alive: bool,
+    wrote: bool,
+    fetched: bool,
+    more: bool,
+}
+
+impl Writer {
+    /// Writes all that waits.
+    pub(super) fn work(&mut self) {
+        if let Err(error) = self.store.begin() {
+            return self.not_begun(&error.into());
+        }
+        self.busy_since = None;
+        let ops = self.take_ops();
+        self.transact(ops, true);
+    }
+
+    fn not_begun(&mut self, fault: &Fault) {
+        let since = *self.busy_since.get_or_insert_with(Instant::now);
+        let patience = match self.inbox.is_closed() {
+            true => self.patience.min(PATIENCE_AT_THE_END),
+            false => self.patience,
+        };
+        // Pushes that wait are withdrawn by their callers.
+        if fault.is_transient() && since.elapsed() < patience {
+            return;
+        }
+        self.busy_since = None;
+        self.retry_later(fault);
+        for op in self.take_ops() {
+            self.fail(op, fault);
+        }
+    }
+
+    fn take_ops(&mut self) -> Vec<Op> {
+        let writes = self.inbox.take_writes();
+        let mut ops = mem::take(&mut self.pending);
+        ops.reserve(writes.len());
+        for write in writes {
+            self.resolve(write, &mut ops);
+        }
+        ops
+    }
+
+    /// Finds the lease that a receipt speaks of. One that ended is answered at once.
+    fn resolve(&mut self, write: Write, ops: &mut Vec<Op>) {
+        let op = match write {
+            Write::Push(push) => Op::Push(push),
+            Write::Queue { name, reply } => Op::Queue { name, reply },
+            Write::Dead { queue, call, reply } => Op::Dead { queue, call, reply },
+            Write::Settle { job, step, settler } => match self.leases.remove(job.token) {
+                Some(lease) => Op::Settle { lease, job, step, settler },
+                // The credit is free all the same, and may be what a ready job waits for.
+                None => return drop(settler.refuse(Refusal::lease_lost(NAME))),
+            },
+            Write::Extend { token, by, extender } => match self.leases.get(token) {
+                Some(lease) => Op::Extend { lease: lease.clone(), by, extender },
+                None => return extender.answer(Err(lost("extend"))),
+            },
+            Write::Abandon { token } => match self.leases.remove(token) {
+                Some(lease) => Op::Return { lease, counted: true },
+                None => return,
+            },
+            Write::Detach { consumer, reply } => {
+                let leases = self.leases.take_consumer(consumer);
+                ops.extend(leases.into_iter().map(|lease| Op::Return { lease, counted: true }));
+                drop(self.consumers.detach(consumer));
+                Op::Detached { reply }
+            }
+        };
+        ops.push(op);
+    }
+
+    /// Does all this in the transaction that has begun, or each by itself if that fails.
+    fn transact(&mut self, ops: Vec<Op>, fetch: bool) {
+        let result = match &self.gone {
+            Some(gone) => Err(gone.clone()),
+            None => self.fill(&ops, fetch).map_err(Fault::from),
+        };
+        let filled = match result {
+            Ok(filled) => filled,
+            Err(fault) => {
+                self.store.roll_back();
+                return self.one_by_one(ops, fetch, &fault);
+            }
+        };
+        let committed = self.store.commit().map_err(Fault::from);
+        match committed.and_then(|()| self.is_in_place()) {
+            Ok(()) => self.done(ops, filled),
+            Err(fault) => {
+                self.store.roll_back();
+                // The credits are free again.
+                drop(filled);
+                let fault = fault.maybe_stored();
+                self.retry_later(&fault);
+                ops.into_iter().for_each(|op| self.fail(op, &fault));
+            }
+        }
+    }
+
+    /// What fails, fails alone.
+    fn one_by_one(&mut self, mut ops: Vec<Op>, fetch: bool, fault: &Fault) {
+        self.retry_later(fault);
+        if self.gone.is_some() || (ops.len() == 1 && !fetch) {
+            return ops.into_iter().for_each(|op| self.fail(op, fault));
+        }
+        for op in ops.drain(..) {
+            match self.store.begin() {
+                Ok(()) => self.transact(vec![op], false),
+                Err(error) => self.fail(op, &error.into()),
+            }
+        }
+    }
+
+    fn fill(&mut self, ops: &[Op], fetch: bool) -> Sql<Filled> {
+        let mut group = Group::new(&self.store, self.terms)?;
+        let mut verdicts = Vec::with_capacity(ops.len());
+        for op in ops {
+            verdicts.push(group.apply(op)?);
+        }
+        let mut filled = Filled {
+            verdicts,
+            reserved: Vec::new(),
+            made_ready: false,
+            positions: Vec::new(),
+            delays_changed: false,
+            next_due: None,
+            kept_alive: false,
+            wrote: false,
+            fetched: fetch,
+            more: false,
+        };
+        let due = self.next_due.is_some_and(|due| due <= group.now());
+        if fetch && (due || self.look) {
+            filled.more = group.move_due()?;
+        }
+        for (queue, position) in &group.ready {
+            self.consumers.come_back(*queue, *position);
+        }
+        if fetch {
+            for queue in self.consumers.queues() {
+                fetch_from(queue, &mut group, &mut self.consumers, &mut self.leases, &mut filled)?;
+            }
+        }
+        let holds = !self.leases.is_empty() || !filled.reserved.is_empty();
+        if self.terms.durable && holds && self.keep_alive_at <= Instant::now() {
+            group.keep_alive(self.options.lease)?;
+            filled.kept_alive = true;
+        }
+        group.finish()?;
+        filled.made_ready = !group.ready.is_empty();
+        filled.delays_changed = group.delays_changed;
+        filled.next_due = match filled.delays_changed || self.look {
+            true => self.store.next_due()?,
+            false => self.next_due,
+        };
+        filled.wrote = self.store.is_writing();
+        Ok(filled)
+    }
+
+    /// True if the file is the one that was opened.
+    fn is_in_place(&mut self) -> Result<(), Fault> {
+        if Identity::of(&self.path) == self.identity {
+            return Ok(());
+        }
+        let context = format!("`{}` was deleted or replaced", self.path.display());
+        let fault = Fault::new(ErrorKind::NotFound, context);
+        self.gone = Some(fault.clone());
+        Err(fault)
+    }
+
+    /// It is on disk: everybody is told.
+    fn done(&mut self, ops: Vec<Op>, filled: Filled) {
+        self.next_due = filled.next_due;
+        // What failed beside this is looked for again.
+        self.look = filled.more || !filled.fetched;
+        self.tidy &= !filled.wrote;
+        if filled.kept_alive {
+            self.keep_alive_at = Instant::now() + self.options.lease / 2;
+        }
+        for (queue, position) in filled.positions {
+            self.consumers.pass(queue, position);
+        }
+        for (op, verdict) in ops.into_iter().zip(filled.verdicts) {
+            self.tell(op, verdict);
+        }
+        let others = filled.made_ready || filled.delays_changed;
+        self.deliver(filled.reserved);
+        if others {
+            self.others.ring();
+        }
+    }
+
+    fn tell(&mut self, op: Op, verdict: Verdict) {
+        match (op, verdict) {
+            (Op::Push(push), Verdict::Full) => {
+                let max = self.terms.max_size.unwrap_or_default();
+                let context = format!("option `max_size`: the file holds {max} bytes of jobs");
+                let full = Fault::new(ErrorKind::Full, context).transient();
+                let _ = push.reply.send(Err(full));
+            }
+            (Op::Push(push), _) => drop(push.reply.send(Ok(()))),
+            (Op::Settle { settler, .. }, Verdict::Lost) => {
+                drop(settler.refuse(Refusal::lease_lost(NAME)));
+            }
+            (Op::Settle { settler, .. }, _) => settler.done(),
+            (Op::Extend { lease, extender, .. }, Verdict::Lost) => {
+                // Others have the job: it is not settled here.
+                self.leases.remove(lease.token);
+                extender.answer(Err(lost("extend")));
+            }
+            (Op::Extend { lease, by, extender }, _) => {
+                self.leases.extend(lease.token, Instant::now() + by);
+                extender.answer(Ok(()));
+            }
+            (Op::Detached { reply: Some(reply) }, _) => drop(reply.send(Ok(()))),
+            (Op::Queue { reply, .. }, Verdict::Number(number)) => drop(reply.send(Ok(number))),
+            (Op::Dead { reply, .. }, Verdict::Number(count)) => {
+                let _ = reply.send(Ok(u64::try_from(count).unwrap_or(0)));
+            }
+            (Op::Reclaim { owner, ended }, verdict) => self.reclaimed(owner, ended, &verdict),
+            _ => {}
+        }
+    }
+
+    fn reclaimed(&mut self, owner: i64, ended: bool, verdict: &Verdict) {
+        if ended {
+            self.others.bury(owner);
+        }
+        if let Verdict::Number(jobs @ 1..) = verdict {
+            let how = if ended { "ended" } else { "hangs" };
+            tracing::warn!(owner, jobs, "another process {how}, its jobs run again");
+            self.last_error = Some(format!("another process {how}: {jobs} of its jobs run again"));
+        }
+    }
+
+    fn deliver(&mut self, reserved: Vec<Reserved>) {
+        let now = Instant::now();
+        for Reserved { place, job, token, content } in reserved {
+            let Some(consumer) = self.consumers.get(place.consumer) else { continue };
+            let end = consumer.max_lease.map(|lease| now + lease);
+            let position = u64::try_from(job.seq).unwrap_or_default();
+            let message = content.into_message();
+            let delivery = Delivery::new(message, token, Arc::clone(&consumer.acknowledger))
+                .with_attempt(job.attempt)
+                .with_position(position);
+            self.leases.insert(Lease { token, consumer: place.consumer, job, end });
+            drop(consumer.inlet.deliver(place.credit, delivery));
+        }
+    }
+
+    /// Tells who waits that nothing came of it, and keeps what has to be done all the same.
+    fn fail(&mut self, op: Op, fault: &Fault) {
+        match op {
+            Op::Push(push) => drop(push.reply.send(Err(fault.clone()))),
+            Op::Settle { lease, job, settler, .. } => {
+                let refusal = Refusal { error: fault.error("settle"), job: Some(job) };
+                match settler.refuse(refusal) {
+                    Ok(()) => self.leases.insert(lease),
+                    // Nobody will settle it any more.
+                    Err(_) => self.pending.push(Op::Return { lease, counted: true }),
+                }
+            }
+            Op::Extend { extender, .. } => extender.answer(Err(fault.error("extend"))),
+            Op::Return { .. } => self.pending.push(op),
+            Op::Detached { reply: Some(reply) } => drop(reply.send(Err(fault.clone()))),
+            Op::Queue { reply, .. } => drop(reply.send(Err(fault.clone()))),
+            Op::Dead { reply, .. } => drop(reply.send(Err(fault.clone()))),
+            Op::Detached { reply: None } | Op::Reclaim { .. } => {}
+        }
+    }
+}
+
+/// Takes credits first, then jobs for them.
+fn fetch_from(
+    queue: i64,
+    group: &mut Group<'_>,
+    consumers: &mut Consumers,
+    leases: &mut Leases,
+    filled: &mut Filled,
+) -> Sql<()> {
+    let ready = group.ready_in(queue)?.min(MOST_RESERVED);
+    if ready == 0 {
+        return Ok(());
+    }
+    let places = consumers.places(queue, ready);
+    if places.is_empty() {
+        return Ok(());
+    }
+    let wanted = places.len();
+    let reserved = group.reserve(queue, consumers.position(queue), places, leases)?;
+    // At the limit there may be more, and credits for them.
+    filled.more |= reserved.len() == wanted && wanted == MOST_RESERVED;
+    if let Some(last) = reserved.last() {
+        filled.positions.push((queue, (last.job.priority, last.job.place)));
+    }
+    filled.reserved.extend(reserved);
+    Ok(())
+}
