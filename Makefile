@@ -3,7 +3,7 @@
 CARGO ?= cargo
 DIR ?= .
 # The drivers of `jobs` that link no system library, each of which must build alone.
-FEATURES := amqp memory
+FEATURES := amqp local memory
 # Tools that cargo does not bring are installed here, once, at this version.
 TOOLS := $(CURDIR)/.tools
 DENY := $(TOOLS)/cargo-deny-0.20.2

@@ -19,6 +19,10 @@ pub use jobs_core::{
     JobId, KafkaOptions, Lease, Message, Options, Outcome, Pipeline, Plan, Problem, Registry,
     Result, Secret, SettleError, State, Support,
 };
+/// The driver `local`, for its own functions such as
+/// [`dead_letters`](local::LocalConstructor::dead_letters).
+#[cfg(feature = "local")]
+pub use jobs_local as local;
 /// The driver `memory`, for its own functions such as
 /// [`dead_letters`](memory::MemoryConstructor::dead_letters).
 #[cfg(feature = "memory")]
