@@ -7,6 +7,7 @@ use jobs_core::{Capabilities, Pipeline};
 use jobs_kit::{Harness, Suite};
 
 use crate::bench;
+use crate::local::Local;
 use crate::memory::Memory;
 
 /// A driver of this suite.
@@ -28,6 +29,13 @@ pub(crate) const DRIVERS: &[Driver] = &[
         suite: || Suite::new().configuration("default", || Memory::new(&[])),
         harness: || Arc::new(Memory::new(&[])),
         bench: bench::memory::run,
+    },
+    Driver {
+        name: jobs_local::NAME,
+        capabilities: || planned(&jobs_local::constructor(), &[("path", "jobs.db")]),
+        suite: || Suite::new().configuration("full", || Local::new(&[])),
+        harness: || Arc::new(Local::new(&[])),
+        bench: bench::local::run,
     },
     Driver {
         name: jobs_amqp::NAME,

@@ -4,6 +4,8 @@ mod bench;
 mod capabilities;
 mod drivers;
 mod faults;
+#[path = "../../../drivers/local/tests/support/mod.rs"]
+mod local;
 #[path = "../../../drivers/memory/tests/support/mod.rs"]
 mod memory;
 mod soak;
