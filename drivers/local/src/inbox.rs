@@ -191,7 +191,12 @@ impl Inbox {
     }
 
     pub(crate) fn has_writes(&self) -> bool {
-        !self.lock().writes.is_empty()
+        self.waiting() > 0
+    }
+
+    /// What waits to be written.
+    pub(crate) fn waiting(&self) -> usize {
+        self.lock().writes.len()
     }
 
     pub(crate) fn is_closed(&self) -> bool {

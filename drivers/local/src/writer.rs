@@ -61,6 +61,8 @@ pub(crate) struct Writer {
     /// What is to be done and nobody waits for.
     pending: Vec<Op>,
     retry_at: Option<Instant>,
+    /// What was written together the last time.
+    last_group: usize,
     next_due: Option<i64>,
     /// When to say again that this process lives.
     keep_alive_at: Instant,
@@ -98,6 +100,7 @@ impl Writer {
             consumers: Consumers::default(),
             pending: Vec::new(),
             retry_at: None,
+            last_group: 0,
             next_due: None,
             keep_alive_at: Instant::now(),
             looked_after_others: None,

@@ -19,6 +19,8 @@ use crate::store::Sql;
 
 /// Most jobs handed out in one transaction: pushes should not wait for more.
 const MOST_RESERVED: usize = 1_024;
+/// How long a transaction waits for others to join it: less than a sync takes.
+const GATHERING: Duration = Duration::from_micros(200);
 /// How long a file that is closed waits for other processes.
 const PATIENCE_AT_THE_END: Duration = Duration::from_secs(2);
 
@@ -40,12 +42,24 @@ struct Filled {
 impl Writer {
     /// Writes all that waits.
     pub(super) fn work(&mut self) {
+        self.gather();
         if let Err(error) = self.store.begin() {
             return self.not_begun(&error.into());
         }
         self.busy_since = None;
         let ops = self.take_ops();
+        self.last_group = ops.len();
         self.transact(ops, true);
+    }
+
+    /// Those who were answered just now are about to come back: a sync for the first of them alone
+    /// would keep the others waiting. Whoever comes alone does not wait.
+    fn gather(&self) {
+        let expected = self.last_group - self.last_group / 4;
+        let start = Instant::now();
+        while self.inbox.waiting() < expected && start.elapsed() < GATHERING {
+            std::thread::yield_now();
+        }
     }
 
     fn not_begun(&mut self, fault: &Fault) {
