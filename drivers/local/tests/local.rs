@@ -224,6 +224,20 @@ async fn a_push_waits_for_another_process_up_to_push_timeout() {
 }
 
 #[tokio::test]
+async fn a_lock_of_another_process_delays_jobs_and_loses_none() {
+    let scratch = Scratch::new();
+    let running = start(&constructor(), scratch.pipeline()).await;
+    running.driver.pause().await.unwrap();
+    running.push("a").await;
+    let file = Connection::open(scratch.path()).unwrap();
+    file.execute_batch("BEGIN IMMEDIATE").unwrap();
+    running.driver.resume().await.unwrap();
+    assert!(running.none_for(Duration::from_millis(150)).await, "it cannot be written down");
+    file.execute_batch("ROLLBACK").unwrap();
+    running.next().await.ack().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_settlement_that_waits_too_long_gives_its_job_back() {
     let scratch = Scratch::new();
     let pipeline = scratch.pipeline().with_option("push_timeout", "200ms");

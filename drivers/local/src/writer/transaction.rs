@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use jobs_core::{Delivery, ErrorKind, Refusal};
 
 use super::Writer;
+use super::agenda::{Done, Now};
 use crate::NAME;
 use crate::consumers::Consumers;
 use crate::error::Fault;
@@ -28,15 +29,9 @@ const PATIENCE_AT_THE_END: Duration = Duration::from_secs(2);
 struct Filled {
     verdicts: Vec<Verdict>,
     reserved: Vec<Reserved>,
-    made_ready: bool,
-    /// Where to look for ready jobs, for leases in memory.
-    positions: Vec<(i64, (i64, i64))>,
-    delays_changed: bool,
-    next_due: Option<i64>,
-    kept_alive: bool,
-    wrote: bool,
-    fetched: bool,
-    more: bool,
+    /// Other processes want to know.
+    news: bool,
+    done: Done,
 }
 
 impl Writer {
@@ -46,7 +41,7 @@ impl Writer {
         if let Err(error) = self.store.begin() {
             return self.not_begun(&error.into());
         }
-        self.busy_since = None;
+        self.agenda.begun();
         let ops = self.take_ops();
         self.last_group = ops.len();
         self.transact(ops, true);
@@ -63,16 +58,15 @@ impl Writer {
     }
 
     fn not_begun(&mut self, fault: &Fault) {
-        let since = *self.busy_since.get_or_insert_with(Instant::now);
+        let waited = self.agenda.not_begun(Now::take());
         let patience = match self.inbox.is_closed() {
             true => self.patience.min(PATIENCE_AT_THE_END),
             false => self.patience,
         };
         // Pushes that wait are withdrawn by their callers.
-        if fault.is_transient() && since.elapsed() < patience {
+        if fault.is_transient() && waited < patience {
             return;
         }
-        self.busy_since = None;
         self.retry_later(fault);
         for op in self.take_ops() {
             self.fail(op, fault);
@@ -165,44 +159,39 @@ impl Writer {
         for op in ops {
             verdicts.push(group.apply(op)?);
         }
-        let mut filled = Filled {
-            verdicts,
-            reserved: Vec::new(),
-            made_ready: false,
-            positions: Vec::new(),
-            delays_changed: false,
-            next_due: None,
-            kept_alive: false,
-            wrote: false,
-            fetched: fetch,
-            more: false,
-        };
-        let due = self.next_due.is_some_and(|due| due <= group.now());
-        if fetch && (due || self.look) {
-            filled.more = group.move_due()?;
-        }
+        let looks_for_due = fetch && self.agenda.looks_for_due(group.now());
+        let mut more = looks_for_due && group.move_due()?;
         for (queue, position) in &group.ready {
             self.consumers.come_back(*queue, *position);
         }
-        if fetch {
-            for queue in self.consumers.queues() {
-                fetch_from(queue, &mut group, &mut self.consumers, &mut self.leases, &mut filled)?;
-            }
+        let mut reserved = Vec::new();
+        for queue in self.consumers.queues().into_iter().filter(|_| fetch) {
+            more |= fetch_from(
+                queue,
+                &mut group,
+                &mut self.consumers,
+                &mut self.leases,
+                &mut reserved,
+            )?;
         }
-        let holds = !self.leases.is_empty() || !filled.reserved.is_empty();
-        if self.terms.durable && holds && self.keep_alive_at <= Instant::now() {
+        let holds = !self.leases.is_empty() || !reserved.is_empty();
+        let kept_alive = self.terms.durable && holds && self.agenda.keep_alive_is_due(Now::take());
+        if kept_alive {
             group.keep_alive(self.options.lease)?;
-            filled.kept_alive = true;
         }
         group.finish()?;
-        filled.made_ready = !group.ready.is_empty();
-        filled.delays_changed = group.delays_changed;
-        filled.next_due = match filled.delays_changed || self.look {
+        let next_due = match looks_for_due || group.delays_changed {
             true => self.store.next_due()?,
-            false => self.next_due,
+            false => self.agenda.next_due(),
         };
-        filled.wrote = self.store.is_writing();
-        Ok(filled)
+        let wrote = self.store.is_writing();
+        Ok(Filled {
+            verdicts,
+            reserved,
+            news: !group.ready.is_empty() || group.delays_changed,
+            // What failed beside a transaction without fetching is looked for again.
+            done: Done { next_due, look: more || !fetch, kept_alive, wrote },
+        })
     }
 
     /// True if the file is the one that was opened.
@@ -213,27 +202,21 @@ impl Writer {
         let context = format!("`{}` was deleted or replaced", self.path.display());
         let fault = Fault::new(ErrorKind::NotFound, context);
         self.gone = Some(fault.clone());
+        self.agenda.gone();
         Err(fault)
     }
 
     /// It is on disk: everybody is told.
     fn done(&mut self, ops: Vec<Op>, filled: Filled) {
-        self.next_due = filled.next_due;
-        // What failed beside this is looked for again.
-        self.look = filled.more || !filled.fetched;
-        self.tidy &= !filled.wrote;
-        if filled.kept_alive {
-            self.keep_alive_at = Instant::now() + self.options.lease / 2;
-        }
-        for (queue, position) in filled.positions {
-            self.consumers.pass(queue, position);
+        self.agenda.done(Now::take(), &filled.done, self.options.lease);
+        for Reserved { job, .. } in &filled.reserved {
+            self.consumers.pass(job.queue, (job.priority, job.place));
         }
         for (op, verdict) in ops.into_iter().zip(filled.verdicts) {
             self.tell(op, verdict);
         }
-        let others = filled.made_ready || filled.delays_changed;
         self.deliver(filled.reserved);
-        if others {
+        if filled.news {
             self.others.ring();
         }
     }
@@ -318,29 +301,23 @@ impl Writer {
     }
 }
 
-/// Takes credits first, then jobs for them.
+/// Takes credits first, then jobs for them. Returns whether there may be more of both.
 fn fetch_from(
     queue: i64,
     group: &mut Group<'_>,
     consumers: &mut Consumers,
     leases: &mut Leases,
-    filled: &mut Filled,
-) -> Sql<()> {
+    reserved: &mut Vec<Reserved>,
+) -> Sql<bool> {
     let ready = group.ready_in(queue)?.min(MOST_RESERVED);
     if ready == 0 {
-        return Ok(());
+        return Ok(false);
     }
     let places = consumers.places(queue, ready);
     if places.is_empty() {
-        return Ok(());
+        return Ok(false);
     }
-    let wanted = places.len();
-    let reserved = group.reserve(queue, consumers.position(queue), places, leases)?;
-    // At the limit there may be more, and credits for them.
-    filled.more |= reserved.len() == wanted && wanted == MOST_RESERVED;
-    if let Some(last) = reserved.last() {
-        filled.positions.push((queue, (last.job.priority, last.job.place)));
-    }
-    filled.reserved.extend(reserved);
-    Ok(())
+    let (before, wanted) = (reserved.len(), places.len());
+    reserved.extend(group.reserve(queue, consumers.position(queue), places, leases)?);
+    Ok(reserved.len() - before == wanted && wanted == MOST_RESERVED)
 }
