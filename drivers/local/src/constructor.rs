@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use jobs_core::{
@@ -24,15 +24,16 @@ use crate::open::{canonical, open};
 /// writer thread; two constructors share a file as two processes do.
 #[derive(Clone, Default)]
 pub struct LocalConstructor {
-    shared: Arc<Mutex<Shared>>,
+    files: Arc<Mutex<HashMap<PathBuf, Slot>>>,
+    pipelines: Arc<Mutex<Pipelines>>,
 }
 
-#[derive(Default)]
-struct Shared {
-    files: HashMap<PathBuf, Weak<Database>>,
-    /// Queue and file of the pipelines, by name.
-    pipelines: HashMap<Arc<str>, (i64, Weak<Inbox>)>,
-}
+/// A file that some pipelines share. Locked while it is opened, on a thread that may wait; the lock
+/// on all of them never is.
+type Slot = Arc<Mutex<Weak<Database>>>;
+
+/// Queue and file of the pipelines, by name.
+type Pipelines = HashMap<Arc<str>, (i64, Weak<Inbox>)>;
 
 /// A constructor without a file, to be registered.
 #[must_use]
@@ -46,8 +47,8 @@ impl LocalConstructor {
     /// # Errors
     /// `NotFound` if no pipeline of that name is connected.
     pub fn dead_letters(&self, pipeline: &str) -> Result<DeadLetters> {
-        let shared = self.lock();
-        let found = shared.pipelines.get(pipeline);
+        let pipelines = lock(&self.pipelines);
+        let found = pipelines.get(pipeline);
         let found = found.and_then(|(queue, inbox)| Some((*queue, inbox.upgrade()?)));
         found.map(|(queue, inbox)| DeadLetters::new(queue, inbox)).ok_or_else(|| {
             Error::new(ErrorKind::NotFound, "dead_letters")
@@ -57,34 +58,50 @@ impl LocalConstructor {
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Shared> {
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The file `config` names, opened if no pipeline has it. Blocks.
     fn database(&self, config: &LocalConfig) -> Result<Arc<Database>, Fault> {
         let path = canonical(&config.path)?;
-        let mut shared = self.lock();
+        let slot = self.slot(&path);
+        let mut file = lock(&slot);
         let wanted = config.of_file();
-        if let Some(database) = shared.files.get(&path).and_then(Weak::upgrade) {
+        if let Some(database) = file.upgrade() {
             if database.options == wanted {
                 return Ok(database);
             }
             let context = format!("`{}` is open with other options", path.display());
             return Err(Fault::new(ErrorKind::InvalidState, context));
         }
-        shared.files.retain(|_, database| database.strong_count() > 0);
-        let opened = open(path.clone(), wanted)?;
+        let opened = open(&path, wanted)?;
+        if opened.path != path {
+            let mut files = lock(&self.files);
+            files.remove(&path);
+            files.insert(opened.path.clone(), Arc::clone(&slot));
+        }
         let database = Arc::new(Database::start(opened, config.push_timeout)?);
-        shared.files.insert(path, Arc::downgrade(&database));
+        *file = Arc::downgrade(&database);
         Ok(database)
     }
 
-    fn remember(&self, pipeline: Arc<str>, queue: i64, inbox: &Arc<Inbox>) {
-        let mut shared = self.lock();
-        shared.pipelines.retain(|_, (_, inbox)| inbox.strong_count() > 0);
-        shared.pipelines.insert(pipeline, (queue, Arc::downgrade(inbox)));
+    fn slot(&self, path: &Path) -> Slot {
+        let mut files = lock(&self.files);
+        let in_use = |slot: &Slot| {
+            // Somebody opens it, or has it open.
+            Arc::strong_count(slot) > 1
+                || slot.try_lock().map_or(true, |file| file.strong_count() > 0)
+        };
+        files.retain(|_, slot| in_use(slot));
+        Arc::clone(files.entry(path.to_owned()).or_default())
     }
+
+    fn remember(&self, pipeline: Arc<str>, queue: i64, inbox: &Arc<Inbox>) {
+        let mut pipelines = lock(&self.pipelines);
+        pipelines.retain(|_, (_, inbox)| inbox.strong_count() > 0);
+        pipelines.insert(pipeline, (queue, Arc::downgrade(inbox)));
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Constructor for LocalConstructor {

@@ -1,6 +1,6 @@
 //! Opening a file: ours, a new one, or none that this driver may touch.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -24,8 +24,12 @@ const VERSION: i32 = 1;
 
 /// How long opening waits for other processes.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
-/// One wait for other processes that write; then the writer looks what else there is to do.
-const LOCK_WAIT: Duration = Duration::from_millis(50);
+/// Between two looks whether another process still writes.
+const LOCK_POLL: Duration = Duration::from_micros(500);
+/// So many of them, about 50 ms, and the writer looks what else there is to do.
+const LOCK_POLLS: i32 = 80;
+/// Of names that lead to one another.
+const MOST_LINKS: usize = 40;
 /// Pages in the log before they are written into the file.
 const CHECKPOINT: u32 = 4_000;
 /// What is kept of a log that once grew beyond that, in bytes.
@@ -39,7 +43,7 @@ pub(crate) struct Opened {
     pub(crate) access: Access,
     pub(crate) others: Others,
     pub(crate) path: PathBuf,
-    pub(crate) identity: Option<Identity>,
+    pub(crate) identity: Identity,
     pub(crate) options: FileOptions,
 }
 
@@ -51,49 +55,82 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
-    /// None if there is no file. Asks without opening: closing a file ends all locks on it that
-    /// this process has.
-    pub(crate) fn of(path: &Path) -> Option<Self> {
-        let metadata = fs::metadata(path).ok()?;
-        Some(Self { device: metadata.dev(), inode: metadata.ino() })
+    /// Asks without opening: closing a file ends all locks on it that this process has.
+    pub(crate) fn of(path: &Path) -> io::Result<Self> {
+        fs::metadata(path).map(|metadata| Self::from(&metadata))
     }
 }
 
-/// The one path of a file, with its directory made.
-pub(crate) fn canonical(path: &Path) -> Result<PathBuf, Fault> {
-    let name = path.file_name().unwrap_or_default();
-    let parent = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    fs::create_dir_all(parent).map_err(|e| Fault::io("its directory cannot be made", e))?;
-    match path.canonicalize() {
-        Ok(path) if path.is_dir() => {
-            let error = io::Error::from(io::ErrorKind::IsADirectory);
-            Err(Fault::io(&path.display().to_string(), error))
-        }
-        Ok(path) => Ok(path),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let parent = parent.canonicalize().map_err(|e| Fault::io("its directory", e))?;
-            Ok(parent.join(name))
-        }
-        Err(error) => Err(Fault::io("it cannot be looked at", error)),
+impl From<&Metadata> for Identity {
+    fn from(metadata: &Metadata) -> Self {
+        Self { device: metadata.dev(), inode: metadata.ino() }
     }
+}
+
+/// The one path of a file, with its directory made. A link is followed even if there is no file yet,
+/// because that is where SQLite makes it.
+pub(crate) fn canonical(path: &Path) -> Result<PathBuf, Fault> {
+    let mut path = path.to_owned();
+    for _ in 0..MOST_LINKS {
+        let name = path.file_name().unwrap_or_default().to_owned();
+        let parent = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+            _ => PathBuf::from("."),
+        };
+        make_directory(&parent).map_err(|e| Fault::io("its directory cannot be made", e))?;
+        match path.canonicalize() {
+            Ok(path) if path.is_dir() => {
+                let error = io::Error::from(io::ErrorKind::IsADirectory);
+                return Err(Fault::io(&path.display().to_string(), error));
+            }
+            Ok(path) => return Ok(path),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => match path.read_link() {
+                Ok(target) => path = parent.join(target),
+                Err(_) => {
+                    let parent =
+                        parent.canonicalize().map_err(|e| Fault::io("its directory", e))?;
+                    return Ok(parent.join(name));
+                }
+            },
+            Err(error) => return Err(Fault::io("it cannot be looked at", error)),
+        }
+    }
+    Err(Fault::io("too many links", io::Error::from(io::ErrorKind::InvalidInput)))
+}
+
+/// Makes a directory and those above it, each synced: so that the file is found after a loss of
+/// power.
+fn make_directory(path: &Path) -> io::Result<()> {
+    if path.as_os_str().is_empty() || path.is_dir() {
+        return Ok(());
+    }
+    let parent = path.parent().unwrap_or(path);
+    make_directory(parent)?;
+    match fs::create_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        made => made.and_then(|()| sync_directory(parent)),
+    }
+}
+
+/// So that what is in it is found after a loss of power.
+fn sync_directory(path: &Path) -> io::Result<()> {
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    File::open(path)?.sync_all()
 }
 
 /// Opens a file, or makes it. Blocks.
-pub(crate) fn open(path: PathBuf, options: FileOptions) -> Result<Opened, Fault> {
-    let about = |error: rusqlite::Error| {
-        Fault::from(error).about(&format!("option `path`: {}", path.display()))
-    };
-    let is_new = !path.exists();
+pub(crate) fn open(path: &Path, options: FileOptions) -> Result<Opened, Fault> {
+    let about = |fault: Fault| fault.about(&format!("option `path`: {}", path.display()));
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
         | OpenFlags::SQLITE_OPEN_CREATE
         | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let mut connection = Connection::open_with_flags(&path, flags).map_err(about)?;
-    connection.busy_timeout(OPEN_TIMEOUT).map_err(about)?;
+    let mut connection = Connection::open_with_flags(path, flags).map_err(|e| about(e.into()))?;
+    // It is there now, and so it has one path and one identity for as long as it is open.
+    let path = path.canonicalize().map_err(|e| Fault::io("it cannot be looked at", e))?;
+    let identity = only_name(&path)?;
+    connection.busy_timeout(OPEN_TIMEOUT)?;
     // Before anything is written.
-    let is_empty = check_whose(&connection, &path)?;
+    let is_empty = is_empty(&mut connection, &path).map_err(about)?;
     let owners = directory(&path);
     match fs::create_dir(&owners) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
@@ -105,27 +142,50 @@ pub(crate) fn open(path: PathBuf, options: FileOptions) -> Result<Opened, Fault>
     let access = gain_access(&owners, alone)?;
     configure(&connection, options, is_empty).map_err(about)?;
     if is_empty {
-        create(&mut connection, &path)?;
+        create(&mut connection, &path).map_err(about)?;
     }
-    if is_new {
-        sync_directory(&path)?;
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    sync_directory(directory).map_err(|e| Fault::io("its directory cannot be synced", e))?;
+    let owner = Arc::new(register(&mut connection, &owners, options).map_err(about)?);
+    connection.busy_handler(Some(wait_for_lock))?;
+    if !Identity::of(&path).is_ok_and(|now| now == identity) {
+        let context = format!("option `path`: {} was replaced while it was opened", path.display());
+        return Err(Fault::new(ErrorKind::NotFound, context).transient());
     }
-    let owner = Arc::new(register(&mut connection, &owners, options)?);
-    connection.busy_timeout(LOCK_WAIT).map_err(about)?;
-    let identity = Identity::of(&path);
     let (store, others) = (Store::new(connection), Others::new(owners));
     Ok(Opened { store, owner, access, others, path, identity, options })
 }
 
+/// SQLite's own wait grows to 100 ms between two looks, with which a process that writes seldom
+/// never gets its turn beside one that writes all the time.
+fn wait_for_lock(times: i32) -> bool {
+    std::thread::sleep(LOCK_POLL);
+    times < LOCK_POLLS
+}
+
+/// Two names would have two logs, of which each process sees one.
+fn only_name(path: &Path) -> Result<Identity, Fault> {
+    let metadata = fs::metadata(path).map_err(|e| Fault::io("it cannot be looked at", e))?;
+    if metadata.nlink() > 1 {
+        let context = format!("option `path`: {} has other names (hard links)", path.display());
+        return Err(Fault::new(ErrorKind::InvalidState, context));
+    }
+    Ok(Identity::from(&metadata))
+}
+
 /// Refuses files of others and of later versions; true if there is nothing in it.
+fn is_empty(connection: &mut Connection, path: &Path) -> Result<bool, Fault> {
+    // In one view: another process may just be making the file.
+    let transaction = connection.transaction()?;
+    check_whose(&transaction, path)
+}
+
+/// To be asked in a transaction.
 fn check_whose(connection: &Connection, path: &Path) -> Result<bool, Fault> {
-    let about = |error: rusqlite::Error| {
-        Fault::from(error).about(&format!("option `path`: {}", path.display()))
-    };
     let number = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i32>(0));
-    let application = number("PRAGMA application_id").map_err(about)?;
-    let version = number("PRAGMA user_version").map_err(about)?;
-    let tables = number("SELECT count(*) FROM sqlite_schema").map_err(about)?;
+    let application = number("PRAGMA application_id")?;
+    let version = number("PRAGMA user_version")?;
+    let tables = number("SELECT count(*) FROM sqlite_schema")?;
     let refused = |what: String| {
         let context = format!("option `path`: {} {what}", path.display());
         Err(Fault::new(ErrorKind::InvalidState, context))
@@ -160,26 +220,45 @@ fn gain_access(owners: &Path, alone: bool) -> Result<Access, Fault> {
 /// How long opening waits for a file that belongs to one process.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-fn configure(
-    connection: &Connection,
-    options: FileOptions,
-    is_empty: bool,
-) -> rusqlite::Result<()> {
+fn configure(connection: &Connection, options: FileOptions, is_empty: bool) -> Result<(), Fault> {
     if is_empty {
         // Only before there is a table.
         connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
     }
-    connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
+    use_log(connection)?;
     let synchronous = match options.durability {
         Durability::Full => "FULL",
         Durability::Normal => "NORMAL",
     };
     connection.pragma_update(None, "synchronous", synchronous)?;
+    // On macOS a sync does not reach the disk otherwise.
+    connection.pragma_update(None, "fullfsync", true)?;
     connection.pragma_update(None, "temp_store", "MEMORY")?;
     connection.pragma_update(None, "cache_size", -16_384)?;
     connection.pragma_update_and_check(None, "wal_autocheckpoint", CHECKPOINT, |_| Ok(()))?;
     connection.pragma_update_and_check(None, "journal_size_limit", LOG_SIZE, |_| Ok(()))?;
     Ok(())
+}
+
+/// Several that make the file at once get in each other's way, and SQLite does not wait here.
+fn use_log(connection: &Connection) -> Result<(), Fault> {
+    let start = Instant::now();
+    loop {
+        let mode = connection
+            .pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get::<_, String>(0))
+            .map_err(Fault::from);
+        match mode {
+            Ok(mode) if mode == "wal" => return Ok(()),
+            Ok(mode) => {
+                let context = format!("SQLite has a journal of the kind `{mode}` there, not a log");
+                return Err(Fault::new(ErrorKind::Unsupported, context));
+            }
+            Err(fault) if fault.is_transient() && start.elapsed() < OPEN_TIMEOUT => {
+                std::thread::sleep(LOCK_POLL);
+            }
+            Err(fault) => return Err(fault),
+        }
+    }
 }
 
 fn create(connection: &mut Connection, path: &Path) -> Result<(), Fault> {
@@ -213,11 +292,4 @@ fn register(
     transaction.execute("INSERT INTO owners VALUES (?1, ?2)", (id, until))?;
     transaction.commit()?;
     Ok(owner)
-}
-
-/// So that the file itself is found after a loss of power.
-fn sync_directory(path: &Path) -> Result<(), Fault> {
-    let directory = path.parent().unwrap_or(Path::new("/"));
-    let sync = File::open(directory).and_then(|directory| directory.sync_all());
-    sync.map_err(|e| Fault::io("its directory cannot be synced", e))
 }

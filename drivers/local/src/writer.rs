@@ -43,7 +43,7 @@ pub(crate) struct Writer {
     access: Access,
     others: Others,
     path: PathBuf,
-    identity: Option<Identity>,
+    identity: Identity,
     terms: Terms,
     options: FileOptions,
     /// How long settlements wait for other processes.

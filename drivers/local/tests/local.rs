@@ -122,6 +122,70 @@ async fn places_that_hold_no_file_are_refused() {
 }
 
 #[tokio::test]
+async fn a_link_to_no_file_yet_is_the_same_for_all() {
+    let directory = tempfile::tempdir().unwrap();
+    let link = directory.path().join("jobs.db");
+    std::os::unix::fs::symlink("data/real.db", &link).unwrap();
+    let pipeline = || on(&link.to_string_lossy());
+    let first = start(&constructor(), pipeline()).await;
+    first.push("a").await;
+    let job = first.next().await;
+    let second = start(&constructor(), pipeline()).await;
+    assert!(second.none_for(Duration::from_millis(100)).await, "the first has it");
+    job.ack().await.unwrap();
+    assert!(directory.path().join("data/real.db-owners").is_dir());
+    assert!(!directory.path().join("jobs.db-owners").exists());
+}
+
+#[tokio::test]
+async fn a_file_with_two_names_is_refused() {
+    let scratch = Scratch::new();
+    let driver = connect(&constructor(), scratch.pipeline()).await.unwrap();
+    let alias = scratch.path().with_file_name("alias.db");
+    std::fs::hard_link(scratch.path(), &alias).unwrap();
+    let error = refused(on(&alias.to_string_lossy())).await;
+    assert_eq!(error.kind(), ErrorKind::InvalidState);
+    assert!(error.to_string().contains("hard links"), "{error}");
+    driver.push(Message::new("a", "")).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_can_be_made_by_several_at_once() {
+    for _ in 0..5 {
+        let scratch = Scratch::new();
+        let mut opening = JoinSet::new();
+        for _ in 0..8 {
+            let pipeline = scratch.pipeline();
+            opening.spawn(async move { connect(&constructor(), pipeline).await });
+        }
+        while let Some(opened) = opening.join_next().await {
+            opened.unwrap().unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_is_slow_to_open_holds_up_no_other() {
+    let (one, two) = (Scratch::new(), Scratch::new());
+    connect(&constructor(), two.pipeline()).await.unwrap().stop().await.unwrap();
+    let constructor = constructor();
+    let _one = connect(&constructor, one.pipeline()).await.unwrap();
+    let file = Connection::open(two.path()).unwrap();
+    file.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    let opening = {
+        let (constructor, pipeline) = (constructor.clone(), two.pipeline());
+        tokio::spawn(async move { connect(&constructor, pipeline).await })
+    };
+    for _ in 0..10 {
+        // The only thread of this runtime goes on.
+        assert!(constructor.dead_letters("p").is_ok());
+        connect(&constructor, one.pipeline()).await.unwrap();
+    }
+    file.execute_batch("ROLLBACK").unwrap();
+    opening.await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn a_file_that_is_gone_confirms_nothing() {
     let scratch = Scratch::new();
     let running = start(&constructor(), scratch.pipeline()).await;

@@ -1,8 +1,8 @@
 //! What happens in one transaction, and who is told of it.
 
-use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use std::{io, mem};
 
 use jobs_core::{Delivery, ErrorKind, Refusal};
 
@@ -194,10 +194,13 @@ impl Writer {
         })
     }
 
-    /// True if the file is the one that was opened.
+    /// An error if the file is not the one that was opened.
     fn is_in_place(&mut self) -> Result<(), Fault> {
-        if Identity::of(&self.path) == self.identity {
-            return Ok(());
+        match Identity::of(&self.path) {
+            Ok(identity) if identity != self.identity => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            // What cannot be looked at is not gone.
+            _ => return Ok(()),
         }
         let context = format!("`{}` was deleted or replaced", self.path.display());
         let fault = Fault::new(ErrorKind::NotFound, context);
