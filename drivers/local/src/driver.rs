@@ -17,7 +17,7 @@ use crate::config::LocalConfig;
 use crate::consumers::Consumer;
 use crate::database::Database;
 use crate::error::{Fault, timed_out};
-use crate::inbox::{Call, Inbox, Push, Write};
+use crate::inbox::{Call, Claim, Inbox, Push, Write};
 use crate::receipts::Receipts;
 
 /// Most messages of a batch in one transaction.
@@ -109,8 +109,8 @@ impl LocalDriver {
         };
         let room = room.map_err(|_| self.late("push"))?;
         let (reply, mut answer) = oneshot::channel();
-        let number = self.inbox.number();
-        let push = Push { number, queue: self.queue, jobs, reply, _room: room };
+        let claim = Claim::default();
+        let push = Push { claim: claim.clone(), queue: self.queue, jobs, reply, _room: room };
         if self.inbox.write(Write::Push(push)).is_err() {
             return Err(self.error(ErrorKind::Closed, "push"));
         }
@@ -118,7 +118,7 @@ impl LocalDriver {
             Ok(Ok(stored)) => stored.map_err(|fault| self.fault(&fault, "push")),
             // The writer ended with it, before or after.
             Ok(Err(_)) => Err(self.error(ErrorKind::Closed, "push").maybe_stored()),
-            Err(_) if self.inbox.withdraw(number) => Err(self.late("push")),
+            Err(_) if claim.take() => Err(self.late("push")),
             Err(_) => Err(self.late("push").maybe_stored()),
         }
     }

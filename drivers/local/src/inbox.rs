@@ -1,7 +1,7 @@
 //! What pipelines and receipts hand to the writer thread of their file.
 
 use std::mem;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -58,12 +58,22 @@ pub(crate) enum Write {
 /// Messages of one caller.
 #[derive(Debug)]
 pub(crate) struct Push {
-    /// Tells it apart from others, to be withdrawn.
-    pub(crate) number: u64,
+    pub(crate) claim: Claim,
     pub(crate) queue: i64,
     pub(crate) jobs: Vec<NewJob>,
     pub(crate) reply: Reply<()>,
     pub(crate) _room: OwnedSemaphorePermit,
+}
+
+/// A push is written down, or given up by its caller: whoever takes this first decides.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Claim(Arc<AtomicBool>);
+
+impl Claim {
+    /// True if nobody took it before.
+    pub(crate) fn take(&self) -> bool {
+        !self.0.swap(true, Ordering::AcqRel)
+    }
 }
 
 /// How a delivery ends: an outcome that was found possible.
@@ -118,7 +128,7 @@ impl Inbox {
         self.contents.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A number that no other push or consumer has.
+    /// A number that no other consumer has.
     pub(crate) fn number(&self) -> u64 {
         self.numbers.fetch_add(1, Ordering::Relaxed)
     }
@@ -156,16 +166,6 @@ impl Inbox {
         self.wake(contents);
     }
 
-    /// Takes a push back. False if the writer has it already.
-    pub(crate) fn withdraw(&self, number: u64) -> bool {
-        let mut contents = self.lock();
-        let mine = |write: &Write| matches!(write, Write::Push(push) if push.number == number);
-        let index = contents.writes.iter().position(mine);
-        let withdrawn = index.map(|index| contents.writes.remove(index));
-        drop(contents);
-        withdrawn.is_some()
-    }
-
     /// Takes nothing more. The writer ends when it has done what is here.
     pub(crate) fn close(&self) {
         let mut contents = self.lock();
@@ -184,6 +184,21 @@ impl Inbox {
 
     pub(crate) fn take_writes(&self) -> Vec<Write> {
         mem::take(&mut self.lock().writes)
+    }
+
+    /// What cannot be given up by its caller.
+    pub(crate) fn take_all_but_pushes(&self) -> Vec<Write> {
+        let others = |write: &mut Write| !matches!(write, Write::Push(_));
+        self.lock().writes.extract_if(.., others).collect()
+    }
+
+    /// Frees the room of pushes that nobody waits for any more.
+    pub(crate) fn forget_withdrawn(&self) {
+        let withdrawn =
+            |write: &mut Write| matches!(write, Write::Push(push) if push.reply.is_closed());
+        let withdrawn: Vec<_> = self.lock().writes.extract_if(.., withdrawn).collect();
+        // Outside the lock: it wakes those who wait for room.
+        drop(withdrawn);
     }
 
     pub(crate) fn take_calls(&self) -> Vec<Call> {
@@ -228,40 +243,51 @@ mod tests {
         (directory, Inbox::new(Arc::new(owner)))
     }
 
-    fn push(inbox: &Inbox, number: u64) -> Write {
+    fn push(inbox: &Inbox) -> (Write, Claim, oneshot::Receiver<Result<(), Fault>>) {
         let room = Arc::clone(&inbox.room).try_acquire_owned().unwrap();
-        let (reply, _) = oneshot::channel();
-        Write::Push(Push { number, queue: 1, jobs: Vec::new(), reply, _room: room })
+        let (reply, answer) = oneshot::channel();
+        let claim = Claim::default();
+        let push = Push { claim: claim.clone(), queue: 1, jobs: Vec::new(), reply, _room: room };
+        (Write::Push(push), claim, answer)
     }
 
     #[test]
-    fn what_was_not_taken_can_be_withdrawn() {
+    fn a_push_is_written_or_withdrawn() {
+        let claim = Claim::default();
+        assert!(claim.take() && !claim.clone().take());
+    }
+
+    #[test]
+    fn what_was_withdrawn_gives_its_room_back() {
         let (_directory, inbox) = inbox();
-        for number in [1, 2] {
-            inbox.write(push(&inbox, number)).unwrap();
-        }
-        assert!(inbox.withdraw(1) && !inbox.withdraw(1));
-        assert_eq!(inbox.take_writes().len(), 1);
-        assert!(!inbox.withdraw(2), "taken");
-        assert_eq!(inbox.room.available_permits(), ROOM, "each gave its room back");
+        let (first, _, answer) = push(&inbox);
+        let (second, _, _answer) = push(&inbox);
+        inbox.write(first).unwrap();
+        inbox.write(second).unwrap();
+        inbox.write(Write::Abandon { token: 1 }).unwrap();
+        drop(answer);
+        inbox.forget_withdrawn();
+        assert_eq!(inbox.room.available_permits(), ROOM - 1);
+        assert!(matches!(inbox.take_all_but_pushes()[..], [Write::Abandon { .. }]));
+        assert!(matches!(inbox.take_writes()[..], [Write::Push(_)]));
     }
 
     #[test]
     fn a_sleeper_wakes_for_what_comes_and_what_came() {
         let (_directory, inbox) = inbox();
-        inbox.write(push(&inbox, 1)).unwrap();
+        inbox.write(push(&inbox).0).unwrap();
         inbox.sleep(None);
         assert!(inbox.has_writes());
         inbox.take_writes();
         std::thread::scope(|scope| {
             let sleeper = scope.spawn(|| inbox.sleep(None));
-            inbox.write(push(&inbox, 2)).unwrap();
+            inbox.write(push(&inbox).0).unwrap();
             assert!(!sleeper.join().unwrap());
         });
         inbox.take_writes();
         inbox.close();
         inbox.sleep(None);
-        assert!(inbox.write(push(&inbox, 3)).is_err());
+        assert!(inbox.write(push(&inbox).0).is_err());
     }
 
     #[tokio::test]

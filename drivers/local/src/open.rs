@@ -26,8 +26,10 @@ const VERSION: i32 = 1;
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Between two looks whether another process still writes.
 const LOCK_POLL: Duration = Duration::from_micros(500);
-/// So many of them, about 50 ms, and the writer looks what else there is to do.
+/// So many of them, and the writer looks what else there is to do.
 const LOCK_POLLS: i32 = 80;
+/// How long that takes at least.
+pub(crate) const LOCK_WAIT: Duration = Duration::from_millis(40);
 /// Of names that lead to one another.
 const MOST_LINKS: usize = 40;
 /// Pages in the log before they are written into the file.

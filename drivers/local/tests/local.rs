@@ -288,6 +288,27 @@ async fn a_push_waits_for_another_process_up_to_push_timeout() {
 }
 
 #[tokio::test]
+async fn a_push_has_its_own_time_whoever_opened_the_file() {
+    let (scratch, constructor) = (Scratch::new(), constructor());
+    let pipeline = |timeout| scratch.pipeline().with_option("push_timeout", timeout);
+    let short = connect(&constructor, pipeline("100ms")).await.unwrap();
+    let long = connect(&constructor, pipeline("20s")).await.unwrap();
+    let file = Connection::open(scratch.path()).unwrap();
+    file.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let waiting = tokio::spawn(async move { long.push(Message::new("a", "")).await });
+    for _ in 0..2 {
+        let start = Instant::now();
+        let error = short.push(Message::new("b", "")).await.unwrap_err();
+        assert!(start.elapsed() >= Duration::from_millis(100), "its own");
+        assert!(!error.may_be_stored(), "{error}");
+    }
+    assert!(!waiting.is_finished());
+    file.execute_batch("ROLLBACK").unwrap();
+    waiting.await.unwrap().unwrap();
+    assert_eq!(short.state().await.unwrap().reserved, Some(1));
+}
+
+#[tokio::test]
 async fn a_lock_of_another_process_delays_jobs_and_loses_none() {
     let scratch = Scratch::new();
     let running = start(&constructor(), scratch.pipeline()).await;

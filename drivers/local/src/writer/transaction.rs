@@ -1,5 +1,6 @@
 //! What happens in one transaction, and who is told of it.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{io, mem};
@@ -14,7 +15,7 @@ use crate::error::Fault;
 use crate::group::{Group, Op, Reserved, Verdict};
 use crate::inbox::Write;
 use crate::leases::{Lease, Leases};
-use crate::open::Identity;
+use crate::open::{Identity, LOCK_WAIT};
 use crate::receipts::lost;
 use crate::store::Sql;
 
@@ -38,8 +39,9 @@ impl Writer {
     /// Writes all that waits.
     pub(super) fn work(&mut self) {
         self.gather();
+        let start = Instant::now();
         if let Err(error) = self.store.begin() {
-            return self.not_begun(&error.into());
+            return self.not_begun(&error.into(), start);
         }
         self.agenda.begun();
         let ops = self.take_ops();
@@ -57,24 +59,39 @@ impl Writer {
         }
     }
 
-    fn not_begun(&mut self, fault: &Fault) {
+    fn not_begun(&mut self, fault: &Fault, start: Instant) {
+        self.inbox.forget_withdrawn();
         let waited = self.agenda.not_begun(Now::take());
-        let patience = match self.inbox.is_closed() {
+        let closed = self.inbox.is_closed();
+        let patience = match closed {
             true => self.patience.min(PATIENCE_AT_THE_END),
             false => self.patience,
         };
-        // Pushes that wait are withdrawn by their callers.
         if fault.is_transient() && waited < patience {
-            return;
+            // What is not a lock fails at once.
+            return std::thread::sleep(LOCK_WAIT.saturating_sub(start.elapsed()));
         }
         self.retry_later(fault);
-        for op in self.take_ops() {
-            self.fail(op, fault);
+        // Pushes have times of their own: their callers withdraw them.
+        let pushes_wait = fault.is_transient() && !closed;
+        let writes = match pushes_wait {
+            true => self.inbox.take_all_but_pushes(),
+            false => self.inbox.take_writes(),
+        };
+        for op in self.resolve_all(writes) {
+            match op {
+                Op::Push(_) if pushes_wait => self.pending.push(op),
+                op => self.fail(op, fault),
+            }
         }
     }
 
     fn take_ops(&mut self) -> Vec<Op> {
         let writes = self.inbox.take_writes();
+        self.resolve_all(writes)
+    }
+
+    fn resolve_all(&mut self, writes: Vec<Write>) -> Vec<Op> {
         let mut ops = mem::take(&mut self.pending);
         ops.reserve(writes.len());
         for write in writes {
@@ -86,7 +103,10 @@ impl Writer {
     /// Finds the lease that a receipt speaks of. One that ended is answered at once.
     fn resolve(&mut self, write: Write, ops: &mut Vec<Op>) {
         let op = match write {
-            Write::Push(push) => Op::Push(push),
+            Write::Push(push) => match push.claim.take() {
+                true => Op::Push(push),
+                false => return,
+            },
             Write::Queue { name, reply } => Op::Queue { name, reply },
             Write::Dead { queue, call, reply } => Op::Dead { queue, call, reply },
             Write::Settle { job, step, settler } => match self.leases.remove(job.token) {
@@ -140,16 +160,27 @@ impl Writer {
     }
 
     /// What fails, fails alone.
-    fn one_by_one(&mut self, mut ops: Vec<Op>, fetch: bool, fault: &Fault) {
+    fn one_by_one(&mut self, ops: Vec<Op>, fetch: bool, fault: &Fault) {
         self.retry_later(fault);
         if self.gone.is_some() || (ops.len() == 1 && !fetch) {
             return ops.into_iter().for_each(|op| self.fail(op, fault));
         }
-        for op in ops.drain(..) {
-            match self.store.begin() {
-                Ok(()) => self.transact(vec![op], false),
-                Err(error) => self.fail(op, &error.into()),
+        let mut ops = VecDeque::from(ops);
+        while let Some(op) = ops.pop_front() {
+            let fault = match self.store.begin() {
+                Ok(()) => {
+                    self.transact(vec![op], false);
+                    continue;
+                }
+                Err(error) => Fault::from(error),
+            };
+            if !fault.is_transient() || self.inbox.is_closed() {
+                self.fail(op, &fault);
+                continue;
             }
+            // Somebody else writes, which is not the fault of any of them.
+            self.pending.push(op);
+            self.pending.extend(ops.drain(..));
         }
     }
 
