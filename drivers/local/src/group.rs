@@ -51,10 +51,20 @@ pub(crate) enum Op {
         call: DeadCall,
         reply: Reply<u64>,
     },
-    /// The jobs of another process go back: of one that ended, or that gave no sign of life.
+    /// The jobs of another process go back.
     Reclaim {
         owner: i64,
-        ended: bool,
+        fate: Fate,
+    },
+}
+
+/// Why another process loses its jobs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    Ended,
+    /// This was its last sign of life. It keeps what it asked more time for.
+    Hangs {
+        until: i64,
     },
 }
 
@@ -146,7 +156,7 @@ impl<'a> Group<'a> {
             Op::Detached { .. } => Ok(Verdict::Done),
             Op::Queue { name, .. } => self.store.queue(name).map(Verdict::Number),
             Op::Dead { queue, call, .. } => self.dead(*queue, call),
-            Op::Reclaim { owner, ended } => self.reclaim(*owner, *ended),
+            Op::Reclaim { owner, fate } => self.reclaim(*owner, *fate),
         }
     }
 
@@ -255,16 +265,18 @@ impl<'a> Group<'a> {
         Ok(Verdict::Done)
     }
 
-    fn reclaim(&mut self, owner: i64, ended: bool) -> Sql<Verdict> {
-        let now = self.now();
-        let until = self.store.owner_until(owner)?;
-        if !ended && until.is_some_and(|until| until > now) {
-            return Ok(Verdict::Done);
-        }
-        let jobs = self.store.take_leased(owner, if ended { i64::MAX } else { now })?;
-        if ended {
-            self.store.delete_owner(owner)?;
-        }
+    fn reclaim(&mut self, owner: i64, fate: Fate) -> Sql<Verdict> {
+        let jobs = match fate {
+            Fate::Ended => {
+                self.store.delete_owner(owner)?;
+                self.store.take_leased(owner, i64::MAX)?
+            }
+            // It woke up.
+            Fate::Hangs { until } if self.store.owner_until(owner)? != Some(until) => {
+                return Ok(Verdict::Done);
+            }
+            Fate::Hangs { .. } => self.store.take_leased(owner, self.now())?,
+        };
         let count = i64::try_from(jobs.len()).unwrap_or(i64::MAX);
         for job in jobs {
             self.count(job.queue).leased -= 1;
@@ -354,6 +366,11 @@ impl<'a> Group<'a> {
             reserved.push(Reserved { place, job, token, content });
         }
         Ok(reserved)
+    }
+
+    /// True if nobody took this process for ended.
+    pub(crate) fn is_known(&self) -> Sql<bool> {
+        Ok(self.store.owner_until(self.terms.owner)?.is_some())
     }
 
     /// Notes that this process lives.

@@ -9,10 +9,12 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags, mkfifoat};
+
+use crate::store::OtherOwner;
 
 /// Another process has written something.
 const FROM_OTHERS: u8 = b'o';
@@ -92,53 +94,80 @@ impl Owner {
     }
 }
 
+/// What its pipe tells of another process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Life {
+    /// Nobody holds the lock.
+    Ended,
+    /// Somebody holds the lock.
+    Lives,
+    /// There is no pipe to ask, or it does not answer: only its signs of life count.
+    Unknown,
+}
+
 /// The other processes that have the file open.
 #[derive(Debug, Default)]
 pub(crate) struct Others {
     directory: PathBuf,
-    pipes: BTreeMap<i64, Option<File>>,
+    known: BTreeMap<i64, Other>,
+}
+
+#[derive(Debug)]
+struct Other {
+    pipe: Option<File>,
+    /// Its last sign of life, and when that was seen first.
+    until: i64,
+    seen: Instant,
 }
 
 impl Others {
     pub(crate) fn new(directory: PathBuf) -> Self {
-        Self { directory, pipes: BTreeMap::new() }
+        Self { directory, known: BTreeMap::new() }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.pipes.is_empty()
+        self.known.is_empty()
     }
 
-    /// Takes note of who there is. Those that are new are told at once: what was written before is
-    /// news to them as well.
-    pub(crate) fn set(&mut self, owners: impl Iterator<Item = i64>) {
-        let mut before = std::mem::take(&mut self.pipes);
-        for owner in owners {
-            let known = before.remove(&owner);
-            let pipe = known.unwrap_or_else(|| {
-                let pipe = open(&pipe(&self.directory, owner)).ok();
+    /// Takes note of who there is, with their last signs of life. Those that are new are told at
+    /// once: what was written before is news to them as well.
+    pub(crate) fn set(&mut self, owners: &[OtherOwner], now: Instant) {
+        let mut before = std::mem::take(&mut self.known);
+        for OtherOwner { id, until } in owners.iter().copied() {
+            let known = before.remove(&id);
+            let seen = known.as_ref().filter(|other| other.until == until).map(|other| other.seen);
+            let pipe = known.and_then(|other| other.pipe).or_else(|| {
+                let pipe = open(&pipe(&self.directory, id)).ok();
                 ring(pipe.as_ref());
                 pipe
             });
-            self.pipes.insert(owner, pipe);
+            self.known.insert(id, Other { pipe, until, seen: seen.unwrap_or(now) });
         }
     }
 
-    pub(crate) fn ring(&self) {
-        self.pipes.values().for_each(|pipe| ring(pipe.as_ref()));
+    /// For how long that process was watched without a sign of life.
+    pub(crate) fn silence(&self, owner: OtherOwner, now: Instant) -> Duration {
+        let known = self.known.get(&owner.id).filter(|other| other.until == owner.until);
+        known.map_or(Duration::ZERO, |other| now.saturating_duration_since(other.seen))
     }
 
-    /// True if that process has ended, or has lost its right to the file's jobs.
-    pub(crate) fn is_dead(&self, owner: i64) -> bool {
-        match open(&pipe(&self.directory, owner)) {
-            Err(error) => error.kind() == io::ErrorKind::NotFound,
-            // Shared: two that ask at once must not take each other for the owner.
-            Ok(pipe) => !matches!(pipe.try_lock_shared(), Err(TryLockError::WouldBlock)),
+    pub(crate) fn ring(&self) {
+        self.known.values().for_each(|other| ring(other.pipe.as_ref()));
+    }
+
+    pub(crate) fn life(&self, owner: i64) -> Life {
+        let Ok(pipe) = open(&pipe(&self.directory, owner)) else { return Life::Unknown };
+        // Shared: two that ask at once must not take each other for the owner.
+        match pipe.try_lock_shared() {
+            Ok(()) => Life::Ended,
+            Err(TryLockError::WouldBlock) => Life::Lives,
+            Err(TryLockError::Error(_)) => Life::Unknown,
         }
     }
 
     /// Removes what a dead owner left.
     pub(crate) fn bury(&mut self, owner: i64) {
-        self.pipes.remove(&owner);
+        self.known.remove(&owner);
         let _ = std::fs::remove_file(pipe(&self.directory, owner));
     }
 }
@@ -171,16 +200,35 @@ impl Access {
 mod tests {
     use super::*;
 
+    fn known(owners: &[i64]) -> Vec<OtherOwner> {
+        owners.iter().map(|id| OtherOwner { id: *id, until: 0 }).collect()
+    }
+
+    #[test]
+    fn silence_is_what_was_watched() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut others = Others::default();
+        let sign = |until| OtherOwner { id: 1, until };
+        assert_eq!(others.silence(sign(5), at(9)), Duration::ZERO, "not known yet");
+        others.set(&[sign(5)], at(0));
+        others.set(&[sign(5)], at(2));
+        assert_eq!(others.silence(sign(5), at(3)), Duration::from_secs(3));
+        assert_eq!(others.silence(sign(6), at(3)), Duration::ZERO, "a sign of life");
+        others.set(&[sign(6)], at(3));
+        assert_eq!(others.silence(sign(6), at(4)), Duration::from_secs(1));
+    }
+
     #[test]
     fn an_owner_lives_as_long_as_its_lock() {
         let directory = tempfile::tempdir().unwrap();
         let others = Others::new(directory.path().to_owned());
-        assert!(others.is_dead(7), "never was");
+        assert_eq!(others.life(7), Life::Unknown, "never was");
         let owner = Owner::new(directory.path(), 7).unwrap();
-        assert!(!others.is_dead(7) && !others.is_dead(7));
+        assert_eq!([others.life(7), others.life(7)], [Life::Lives; 2]);
         assert!(Owner::new(directory.path(), 7).is_err(), "the number is taken");
         drop(owner);
-        assert!(others.is_dead(7) && others.is_dead(7));
+        assert_eq!([others.life(7), others.life(7)], [Life::Ended; 2]);
         Owner::new(directory.path(), 7).unwrap().remove();
         assert!(!pipe(directory.path(), 7).exists());
     }
@@ -193,9 +241,9 @@ mod tests {
         assert!(!owner.sleep(None), "rung before it slept");
         assert!(!owner.sleep(Some(Duration::from_millis(1))), "nobody");
         let mut others = Others::new(directory.path().to_owned());
-        others.set([1, 2].into_iter());
+        others.set(&known(&[1, 2]), Instant::now());
         assert!(owner.sleep(None), "the new one is told");
-        others.set([1].into_iter());
+        others.set(&known(&[1]), Instant::now());
         assert!(!owner.sleep(Some(Duration::from_millis(1))), "it is not new any more");
         (0..100_000).for_each(|_| others.ring());
         assert!(owner.sleep(None), "a full pipe holds nobody up");

@@ -114,7 +114,7 @@ async fn a_process_takes_over_from_one_that_is_killed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_process_that_hangs_loses_its_jobs_when_the_lease_ends() {
     let scratch = Scratch::new();
-    let consumer = start(&constructor(), scratch.pipeline()).await;
+    let consumer = start(&constructor(), scratch.pipeline().with_option("lease", "1s")).await;
     consumer.driver.pause().await.unwrap();
     for name in ["a", "b"] {
         consumer.push(name).await;
@@ -190,6 +190,33 @@ async fn two_processes_share_the_jobs() {
             job.ack().await.unwrap();
         }
     }
+}
+
+#[tokio::test]
+async fn a_process_without_its_pipe_keeps_its_jobs() {
+    let scratch = Scratch::new();
+    let holder = start(&constructor(), scratch.pipeline()).await;
+    let other = start(&constructor(), scratch.pipeline()).await;
+    other.driver.pause().await.unwrap();
+    holder.push("a").await;
+    let job = holder.next().await;
+    std::fs::remove_dir_all(scratch.path().with_file_name("jobs.db-owners")).unwrap();
+    other.driver.resume().await.unwrap();
+    assert!(other.none_for(Duration::from_millis(700)).await, "nothing says that it ended");
+    job.ack().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_process_that_was_taken_for_ended_stops() {
+    let scratch = Scratch::new();
+    let running = start(&constructor(), scratch.pipeline()).await;
+    running.push("a").await;
+    let job = running.next().await;
+    let file = rusqlite::Connection::open(scratch.path()).unwrap();
+    file.execute_batch("DELETE FROM owners; DELETE FROM leased").unwrap();
+    let error = running.driver.push(Message::new("b", "")).await.unwrap_err();
+    assert_eq!((error.kind(), error.may_be_stored()), (ErrorKind::InvalidState, false), "{error}");
+    assert_eq!(job.ack().await.unwrap_err().error().kind(), ErrorKind::LeaseLost);
 }
 
 #[tokio::test]

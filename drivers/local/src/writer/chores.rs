@@ -2,13 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::mem;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use super::Writer;
 use super::agenda::Now;
-use crate::codec::millis;
-use crate::group::{Group, Op};
-use crate::store::Sql;
+use crate::group::{Fate, Group, Op};
+use crate::owners::Life;
+use crate::store::{OtherOwner, Sql};
 
 /// Free pages that are kept for the next jobs.
 const KEPT_PAGES: u64 = 1_024;
@@ -45,23 +45,41 @@ impl Writer {
     }
 
     fn find_dead_owners(&mut self) -> Sql<()> {
-        let now = millis(SystemTime::now());
+        let now = Now::take();
+        // Those that could not be written down are found again.
+        self.pending.retain(|op| !matches!(op, Op::Reclaim { .. }));
         let mut alive = Vec::new();
         for owner in self.store.other_owners(self.terms.owner)? {
-            if self.others.is_dead(owner.id) {
-                self.pending.push(Op::Reclaim { owner: owner.id, ended: true });
-            } else {
-                alive.push(owner.id);
-                if owner.until <= now && self.store.has_leases(owner.id, now)? {
-                    self.pending.push(Op::Reclaim { owner: owner.id, ended: false });
-                }
+            let life = self.others.life(owner.id);
+            let fate = match life {
+                Life::Ended => Some(Fate::Ended),
+                _ => self.fate_of_silent(owner, life, now)?,
+            };
+            self.pending.extend(fate.map(|fate| Op::Reclaim { owner: owner.id, fate }));
+            if life != Life::Ended {
+                alive.push(owner);
             }
         }
         for owner in self.store.ownerless()? {
-            self.pending.push(Op::Reclaim { owner, ended: true });
+            self.pending.push(Op::Reclaim { owner, fate: Fate::Ended });
         }
-        self.others.set(alive.into_iter());
+        self.others.set(&alive, now.clock);
         Ok(())
+    }
+
+    /// A clock that was set, or a machine that slept, must not make a living process look silent: so
+    /// it was watched for a whole lease.
+    fn fate_of_silent(&self, owner: OtherOwner, life: Life, now: Now) -> Sql<Option<Fate>> {
+        let watched = self.others.silence(owner, now.clock) >= self.options.lease;
+        if !watched || owner.until > now.wall {
+            return Ok(None);
+        }
+        if self.store.has_leases(owner.id, now.wall)? {
+            return Ok(Some(Fate::Hangs { until: owner.until }));
+        }
+        // Not even a pipe is left of it, and nothing that somebody could lose.
+        let forgotten = life == Life::Unknown && !self.store.has_leases(owner.id, i64::MAX)?;
+        Ok(forgotten.then_some(Fate::Ended))
     }
 
     /// Gives free pages back to the file system, some at a time.
@@ -83,12 +101,10 @@ impl Writer {
     /// Leaves nothing behind.
     pub(super) fn end(mut self) {
         drop(self.consumers.take_all());
-        if self.gone.is_none()
-            && let Err(error) = self.leave()
-        {
+        let left = self.gone.is_some() || self.leave().map_err(|e| self.note(&e.into())).is_ok();
+        if !left {
             // The lock on the pipe ends with this: whoever looks next takes the jobs back.
             self.store.roll_back();
-            self.note(&error.into());
         }
         let Self { store, inbox, owner, access, .. } = self;
         if let Err(error) = store.close() {
@@ -96,7 +112,9 @@ impl Writer {
         }
         // Nobody rings any more: the pipe itself is closed with the inbox.
         drop(inbox);
-        owner.remove();
+        if left {
+            owner.remove();
+        }
         drop(access);
     }
 
@@ -106,7 +124,7 @@ impl Writer {
         for op in mem::take(&mut self.pending) {
             group.apply(&op)?;
         }
-        group.apply(&Op::Reclaim { owner: self.terms.owner, ended: true })?;
+        group.apply(&Op::Reclaim { owner: self.terms.owner, fate: Fate::Ended })?;
         group.finish()?;
         let ready = !group.ready.is_empty();
         self.store.commit()?;

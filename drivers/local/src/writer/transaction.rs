@@ -12,7 +12,7 @@ use super::agenda::{Done, Now};
 use crate::NAME;
 use crate::consumers::Consumers;
 use crate::error::Fault;
-use crate::group::{Group, Op, Reserved, Verdict};
+use crate::group::{Fate, Group, Op, Reserved, Verdict};
 use crate::inbox::Write;
 use crate::leases::{Lease, Leases};
 use crate::open::{Identity, LOCK_WAIT};
@@ -38,6 +38,9 @@ struct Filled {
 impl Writer {
     /// Writes all that waits.
     pub(super) fn work(&mut self) {
+        if let Some(gone) = self.gone.clone() {
+            return self.take_ops().into_iter().for_each(|op| self.fail(op, &gone));
+        }
         self.gather();
         let start = Instant::now();
         if let Err(error) = self.store.begin() {
@@ -136,7 +139,7 @@ impl Writer {
     fn transact(&mut self, ops: Vec<Op>, fetch: bool) {
         let result = match &self.gone {
             Some(gone) => Err(gone.clone()),
-            None => self.fill(&ops, fetch).map_err(Fault::from),
+            None => self.fill(&ops, fetch),
         };
         let filled = match result {
             Ok(filled) => filled,
@@ -184,7 +187,7 @@ impl Writer {
         }
     }
 
-    fn fill(&mut self, ops: &[Op], fetch: bool) -> Sql<Filled> {
+    fn fill(&mut self, ops: &[Op], fetch: bool) -> Result<Filled, Fault> {
         let mut group = Group::new(&self.store, self.terms)?;
         let mut verdicts = Vec::with_capacity(ops.len());
         for op in ops {
@@ -205,11 +208,9 @@ impl Writer {
                 &mut reserved,
             )?;
         }
-        let holds = !self.leases.is_empty() || !reserved.is_empty();
-        let kept_alive = self.terms.durable && holds && self.agenda.keep_alive_is_due(Now::take());
-        if kept_alive {
-            group.keep_alive(self.options.lease)?;
-        }
+        let Some(kept_alive) = self.keep_alive(&group, !reserved.is_empty())? else {
+            return Err(self.declared_dead());
+        };
         group.finish()?;
         let next_due = match looks_for_due || group.delays_changed {
             true => self.store.next_due()?,
@@ -225,6 +226,41 @@ impl Writer {
         })
     }
 
+    /// Gives a sign of life if others wait for one, or are about to. Returns whether it did; none if
+    /// it is too late.
+    fn keep_alive(&self, group: &Group<'_>, reserved: bool) -> Sql<Option<bool>> {
+        let (holds, due) = (!self.leases.is_empty(), self.agenda.keep_alive_is_due(Now::take()));
+        if !self.terms.durable || !(reserved || (holds && due)) {
+            return Ok(Some(false));
+        }
+        let known = group.is_known()?;
+        if holds && !known {
+            return Ok(None);
+        }
+        if due || !known {
+            group.keep_alive(self.options.lease)?;
+        }
+        Ok(Some(due || !known))
+    }
+
+    /// Others have the jobs of this process.
+    fn declared_dead(&mut self) -> Fault {
+        let context = format!("another process took this one for ended: `{}`", self.path.display());
+        let fault = Fault::new(ErrorKind::InvalidState, context);
+        self.is_gone(&fault);
+        self.leases = Leases::default();
+        for consumer in self.consumers.iter() {
+            consumer.inlet.withdraw(|_| true);
+        }
+        fault
+    }
+
+    fn is_gone(&mut self, fault: &Fault) {
+        self.note(fault);
+        self.gone = Some(fault.clone());
+        self.agenda.gone();
+    }
+
     /// An error if the file is not the one that was opened.
     fn is_in_place(&mut self) -> Result<(), Fault> {
         match Identity::of(&self.path) {
@@ -235,8 +271,7 @@ impl Writer {
         }
         let context = format!("`{}` was deleted or replaced", self.path.display());
         let fault = Fault::new(ErrorKind::NotFound, context);
-        self.gone = Some(fault.clone());
-        self.agenda.gone();
+        self.is_gone(&fault);
         Err(fault)
     }
 
@@ -282,12 +317,13 @@ impl Writer {
             (Op::Dead { reply, .. }, Verdict::Number(count)) => {
                 let _ = reply.send(Ok(u64::try_from(count).unwrap_or(0)));
             }
-            (Op::Reclaim { owner, ended }, verdict) => self.reclaimed(owner, ended, &verdict),
+            (Op::Reclaim { owner, fate }, verdict) => self.reclaimed(owner, fate, &verdict),
             _ => {}
         }
     }
 
-    fn reclaimed(&mut self, owner: i64, ended: bool, verdict: &Verdict) {
+    fn reclaimed(&mut self, owner: i64, fate: Fate, verdict: &Verdict) {
+        let ended = fate == Fate::Ended;
         if ended {
             self.others.bury(owner);
         }
@@ -326,11 +362,12 @@ impl Writer {
                 }
             }
             Op::Extend { extender, .. } => extender.answer(Err(fault.error("extend"))),
-            Op::Return { .. } => self.pending.push(op),
+            Op::Return { .. } | Op::Reclaim { .. } if self.gone.is_some() => {}
+            Op::Return { .. } | Op::Reclaim { .. } => self.pending.push(op),
             Op::Detached { reply: Some(reply) } => drop(reply.send(Err(fault.clone()))),
             Op::Queue { reply, .. } => drop(reply.send(Err(fault.clone()))),
             Op::Dead { reply, .. } => drop(reply.send(Err(fault.clone()))),
-            Op::Detached { reply: None } | Op::Reclaim { .. } => {}
+            Op::Detached { reply: None } => {}
         }
     }
 }
