@@ -15,7 +15,7 @@ use crate::NAME;
 use crate::config::LocalConfig;
 use crate::database::Database;
 use crate::dead::DeadLetters;
-use crate::driver::LocalDriver;
+use crate::driver::{LocalDriver, STOP_TIMEOUT};
 use crate::error::{Fault, closed};
 use crate::inbox::{Inbox, Write};
 use crate::open::{canonical, open};
@@ -137,14 +137,28 @@ impl LocalPlan {
         };
         let opened = opening.await.map_err(|_| closed("connect"))?;
         let database = opened.map_err(|fault| fault.error("connect"))?;
-        let (reply, answer) = oneshot::channel();
-        let write = Write::Queue { name: config.queue.clone(), reply };
-        database.inbox.write(write).map_err(|_| closed("connect"))?;
-        let queue = answer.await.map_err(|_| closed("connect"))?;
-        let queue = queue.map_err(|fault| fault.error("connect"))?;
+        let queue = match queue(&database.inbox, &config.queue).await {
+            Ok(queue) => queue,
+            Err(error) => {
+                // Who stopped meanwhile left the end of the file to this.
+                if let Some(mut last) = Arc::into_inner(database) {
+                    let _ = last.close(STOP_TIMEOUT).await;
+                }
+                return Err(error);
+            }
+        };
         constructor.remember(pipeline.shared_name(), queue, &database.inbox);
         Ok(LocalDriver::new(&pipeline, config, database, queue))
     }
+}
+
+/// The number of a queue in the file.
+async fn queue(inbox: &Inbox, name: &str) -> Result<i64> {
+    let (reply, answer) = oneshot::channel();
+    let write = Write::Queue { name: name.to_owned(), reply };
+    inbox.write(write).map_err(|_| closed("connect"))?;
+    let queue = answer.await.map_err(|_| closed("connect"))?;
+    queue.map_err(|fault| fault.error("connect"))
 }
 
 #[async_trait]

@@ -42,12 +42,16 @@ impl Database {
     }
 
     /// Closes the file, and waits until nothing of it is left.
-    pub(crate) async fn close(mut self, limit: Duration) -> Result<()> {
+    ///
+    /// # Cancel safety
+    /// Cancel safe: called again, it goes on.
+    pub(crate) async fn close(&mut self, limit: Duration) -> Result<()> {
         self.inbox.close();
-        if let Some(ended) = self.ended.take() {
+        if let Some(ended) = &mut self.ended {
             // It ends by being dropped.
             let _ = tokio::time::timeout(limit, ended).await.map_err(|_| timed_out("stop"))?;
         }
+        self.ended = None;
         if let Some(thread) = self.thread.take() {
             // It has nothing left to do but to return.
             let _ = thread.join();

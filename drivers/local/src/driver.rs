@@ -1,7 +1,7 @@
 //! The mapping of the contract onto a queue in a file.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use jobs_core::{
@@ -25,7 +25,33 @@ const BATCH: usize = 1_024;
 /// Most bytes of them, unless one message has more.
 const BATCH_BYTES: usize = 8 << 20;
 /// How long each step of a stop may take.
-const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A pipeline's part in its file.
+#[derive(Debug)]
+enum Held {
+    Shared(Arc<Database>),
+    /// No other pipeline has it: it is being closed.
+    Last(Database),
+    Nothing,
+}
+
+impl Held {
+    /// Gives the file up to the others, if there are others.
+    fn part(&mut self) {
+        *self = match std::mem::replace(self, Self::Nothing) {
+            Self::Shared(database) => Arc::into_inner(database).map_or(Self::Nothing, Self::Last),
+            held => held,
+        };
+    }
+}
+
+/// What a pipeline that was run consumes with.
+#[derive(Clone, Debug)]
+struct Consuming {
+    id: u64,
+    inlet: Arc<Inlet>,
+}
 
 /// One pipeline on a queue.
 #[derive(Debug)]
@@ -36,10 +62,9 @@ pub(crate) struct LocalDriver {
     capabilities: Capabilities,
     queue: i64,
     inbox: Arc<Inbox>,
-    /// Held through run, pause, resume and stop, so that they follow one another; none once stopped.
-    database: Mutex<Option<Arc<Database>>>,
-    consumer: OnceLock<u64>,
-    inlet: std::sync::Mutex<Option<Arc<Inlet>>>,
+    /// Held through run, pause, resume and stop, so that they follow one another.
+    database: Mutex<Held>,
+    consumer: std::sync::Mutex<Option<Consuming>>,
     closed: AtomicBool,
     /// Ends pushes that wait.
     closing: CancellationToken,
@@ -59,9 +84,8 @@ impl LocalDriver {
             config,
             queue,
             inbox: Arc::clone(&database.inbox),
-            database: Mutex::new(Some(database)),
-            consumer: OnceLock::new(),
-            inlet: std::sync::Mutex::default(),
+            database: Mutex::new(Held::Shared(database)),
+            consumer: std::sync::Mutex::default(),
             closed: AtomicBool::new(false),
             closing: CancellationToken::new(),
         }
@@ -87,17 +111,13 @@ impl LocalDriver {
         self.capabilities.admit(message).map_err(|error| self.named(error))
     }
 
-    fn inlet(&self) -> Option<Arc<Inlet>> {
-        self.inlet.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    fn consuming(&self) -> Option<Consuming> {
+        self.consumer.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn set_inlet(&self, inlet: Option<Arc<Inlet>>) {
-        let before = std::mem::replace(
-            &mut *self.inlet.lock().unwrap_or_else(std::sync::PoisonError::into_inner),
-            inlet,
-        );
-        // Outside the lock: closing the lane drops its jobs, and that calls back.
-        drop(before);
+    fn set_consuming(&self, consuming: Option<Consuming>) -> Option<Consuming> {
+        let mut consumer = self.consumer.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *consumer, consuming)
     }
 
     /// Stores messages in one transaction.
@@ -150,9 +170,7 @@ impl LocalDriver {
 
     /// Stops fetching, and gives back what nobody popped.
     async fn quiet(&self, operation: &'static str) -> Result<()> {
-        let (Some(consumer), Some(inlet)) = (self.consumer.get().copied(), self.inlet()) else {
-            return Ok(());
-        };
+        let Some(Consuming { id: consumer, inlet }) = self.consuming() else { return Ok(()) };
         inlet.hold();
         self.ask(operation, |reply| Call::Pause { consumer, reply }).await?;
         match timeout(STOP_TIMEOUT, inlet.hold_and_release()).await {
@@ -163,10 +181,10 @@ impl LocalDriver {
 
     /// Ends the consumer, and flushes what was pushed and settled before.
     async fn detach(&self) -> Result<()> {
-        self.set_inlet(None);
         let (reply, answer) = oneshot::channel();
-        // One that was never run flushes its pushes.
-        let consumer = self.consumer.get().copied().unwrap_or(0);
+        // One that was never run flushes its pushes. The lane is closed here: that drops its jobs,
+        // which calls back.
+        let consumer = self.set_consuming(None).map_or(0, |consuming| consuming.id);
         if self.inbox.write(Write::Detach { consumer, reply: Some(reply) }).is_err() {
             return Ok(());
         }
@@ -222,14 +240,13 @@ impl Driver for LocalDriver {
     async fn run(&self, inlet: Inlet) -> Result<()> {
         let _serialised = self.database.lock().await;
         self.open("run")?;
-        if self.consumer.get().is_some() {
+        if self.consuming().is_some() {
             let error = self.error(ErrorKind::InvalidState, "run");
             return Err(error.with_context("it was run before"));
         }
         inlet.grant(self.config.prefetch.get());
         let (id, inlet) = (self.inbox.number(), Arc::new(inlet));
-        self.consumer.set(id).expect("checked above, under the lock");
-        self.set_inlet(Some(Arc::clone(&inlet)));
+        self.set_consuming(Some(Consuming { id, inlet: Arc::clone(&inlet) }));
         let receipts =
             Receipts { inbox: Arc::clone(&self.inbox), capabilities: self.capabilities.clone() };
         let consumer = Consumer {
@@ -240,7 +257,13 @@ impl Driver for LocalDriver {
             max_lease: self.config.max_lease,
             paused: false,
         };
-        self.ask("run", |reply| Call::Attach { consumer, reply }).await
+        let attached = self.ask("run", |reply| Call::Attach { consumer, reply }).await;
+        if attached.is_err() {
+            // It may be attached yet: what it gets goes back, and it can be run again.
+            drop(self.set_consuming(None));
+            let _ = self.inbox.write(Write::Detach { consumer: id, reply: None });
+        }
+        attached
     }
 
     async fn pause(&self) -> Result<()> {
@@ -252,7 +275,7 @@ impl Driver for LocalDriver {
     async fn resume(&self) -> Result<()> {
         let _serialised = self.database.lock().await;
         self.open("resume")?;
-        let Some(consumer) = self.consumer.get().copied() else {
+        let Some(Consuming { id: consumer, .. }) = self.consuming() else {
             let error = self.error(ErrorKind::InvalidState, "resume");
             return Err(error.with_context("it was never run"));
         };
@@ -263,21 +286,23 @@ impl Driver for LocalDriver {
         let mut database = self.database.lock().await;
         self.closed.store(true, Ordering::Release);
         self.closing.cancel();
-        if database.is_none() {
+        if matches!(*database, Held::Nothing) {
             return Ok(());
         }
         let quiet = self.quiet("stop").await;
         let detached = self.detach().await;
-        let closed = match database.take().and_then(Arc::into_inner) {
-            Some(last) => last.close(STOP_TIMEOUT).await.map_err(|error| self.named(error)),
-            None => Ok(()),
-        };
-        quiet.and(detached).and(closed)
+        database.part();
+        // Kept until it is closed: a stop that was dropped is gone on with by the next.
+        if let Held::Last(last) = &mut *database {
+            last.close(STOP_TIMEOUT).await.map_err(|error| self.named(error))?;
+        }
+        *database = Held::Nothing;
+        quiet.and(detached)
     }
 
     async fn state(&self) -> Result<State> {
         self.open("state")?;
-        let (queue, consumer) = (self.queue, self.consumer.get().copied());
+        let (queue, consumer) = (self.queue, self.consuming().map(|c| c.id));
         let figures = self.ask("state", |reply| Call::State { queue, consumer, reply }).await?;
         let figures = figures.map_err(|fault| self.fault(&fault, "state"))?;
         let mut state = State::new(Arc::clone(&self.pipeline), NAME);
@@ -308,11 +333,9 @@ impl LocalDriver {
 /// A driver dropped without a stop is a consumer that died: its jobs go back.
 impl Drop for LocalDriver {
     fn drop(&mut self) {
-        if let Some(consumer) = self.consumer.get().copied()
-            && self.database.get_mut().is_some()
-        {
-            self.set_inlet(None);
-            let _ = self.inbox.write(Write::Detach { consumer, reply: None });
+        if let Some(Consuming { id, inlet }) = self.set_consuming(None) {
+            drop(inlet);
+            let _ = self.inbox.write(Write::Detach { consumer: id, reply: None });
         }
     }
 }

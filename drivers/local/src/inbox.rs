@@ -103,25 +103,26 @@ pub(crate) enum Call {
 #[derive(Debug)]
 pub(crate) struct Inbox {
     contents: Mutex<Contents>,
-    owner: Arc<Owner>,
     room: Arc<Semaphore>,
     numbers: AtomicU64,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Contents {
     writes: Vec<Write>,
     calls: Vec<Call>,
     /// The writer has to be woken.
     sleeping: bool,
-    /// No more is taken.
-    closed: bool,
+    /// To wake it. None once no more is taken: whoever keeps an inbox keeps no file open.
+    owner: Option<Arc<Owner>>,
 }
 
 impl Inbox {
     pub(crate) fn new(owner: Arc<Owner>) -> Self {
         let room = Arc::new(Semaphore::new(ROOM));
-        Self { contents: Mutex::default(), owner, room, numbers: AtomicU64::new(1) }
+        let (writes, calls) = (Vec::new(), Vec::new());
+        let contents = Contents { writes, calls, sleeping: false, owner: Some(owner) };
+        Self { contents: Mutex::new(contents), room, numbers: AtomicU64::new(1) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Contents> {
@@ -146,39 +147,38 @@ impl Inbox {
     /// Hands something over; it comes back if the writer has ended.
     pub(crate) fn write(&self, write: Write) -> Result<(), Write> {
         let mut contents = self.lock();
-        if contents.closed {
+        if contents.owner.is_none() {
             return Err(write);
         }
         contents.writes.push(write);
-        self.wake(contents);
+        Self::wake(contents);
         Ok(())
     }
 
     /// Asks something; nobody answers if the writer has ended.
     pub(crate) fn call(&self, call: Call) {
         let mut contents = self.lock();
-        if contents.closed {
+        if contents.owner.is_none() {
             drop(contents);
             // Outside the lock: a consumer that is dropped calls back.
             return drop(call);
         }
         contents.calls.push(call);
-        self.wake(contents);
+        Self::wake(contents);
     }
 
     /// Takes nothing more. The writer ends when it has done what is here.
     pub(crate) fn close(&self) {
-        let mut contents = self.lock();
-        contents.closed = true;
-        self.wake(contents);
+        let owner = self.lock().owner.take();
+        owner.inspect(|owner| owner.ring());
     }
 
-    fn wake(&self, mut contents: MutexGuard<'_, Contents>) {
-        let sleeping = mem::take(&mut contents.sleeping);
-        drop(contents);
+    fn wake(mut contents: MutexGuard<'_, Contents>) {
         // Otherwise it is awake, and takes all there is.
-        if sleeping {
-            self.owner.ring();
+        if mem::take(&mut contents.sleeping)
+            && let Some(owner) = &contents.owner
+        {
+            owner.ring();
         }
     }
 
@@ -215,19 +215,19 @@ impl Inbox {
     }
 
     pub(crate) fn is_closed(&self) -> bool {
-        self.lock().closed
+        self.lock().owner.is_none()
     }
 
     /// Sleeps until there is something here, another process rings, or for that long. Returns
     /// whether it was another process.
-    pub(crate) fn sleep(&self, limit: Option<Duration>) -> bool {
+    pub(crate) fn sleep(&self, owner: &Owner, limit: Option<Duration>) -> bool {
         let mut contents = self.lock();
-        if contents.closed || !contents.writes.is_empty() || !contents.calls.is_empty() {
+        if contents.owner.is_none() || !contents.writes.is_empty() || !contents.calls.is_empty() {
             return false;
         }
         contents.sleeping = true;
         drop(contents);
-        let others = self.owner.sleep(limit);
+        let others = owner.sleep(limit);
         self.lock().sleeping = false;
         others
     }
@@ -237,10 +237,10 @@ impl Inbox {
 mod tests {
     use super::*;
 
-    fn inbox() -> (tempfile::TempDir, Inbox) {
+    fn inbox() -> (Arc<Owner>, Inbox) {
         let directory = tempfile::tempdir().unwrap();
-        let owner = Owner::new(directory.path(), 1).unwrap();
-        (directory, Inbox::new(Arc::new(owner)))
+        let owner = Arc::new(Owner::new(directory.path(), 1).unwrap());
+        (Arc::clone(&owner), Inbox::new(owner))
     }
 
     fn push(inbox: &Inbox) -> (Write, Claim, oneshot::Receiver<Result<(), Fault>>) {
@@ -259,7 +259,7 @@ mod tests {
 
     #[test]
     fn what_was_withdrawn_gives_its_room_back() {
-        let (_directory, inbox) = inbox();
+        let (_owner, inbox) = inbox();
         let (first, _, answer) = push(&inbox);
         let (second, _, _answer) = push(&inbox);
         inbox.write(first).unwrap();
@@ -274,25 +274,26 @@ mod tests {
 
     #[test]
     fn a_sleeper_wakes_for_what_comes_and_what_came() {
-        let (_directory, inbox) = inbox();
+        let (owner, inbox) = inbox();
         inbox.write(push(&inbox).0).unwrap();
-        inbox.sleep(None);
+        inbox.sleep(&owner, None);
         assert!(inbox.has_writes());
         inbox.take_writes();
         std::thread::scope(|scope| {
-            let sleeper = scope.spawn(|| inbox.sleep(None));
+            let sleeper = scope.spawn(|| inbox.sleep(&owner, None));
             inbox.write(push(&inbox).0).unwrap();
             assert!(!sleeper.join().unwrap());
         });
         inbox.take_writes();
         inbox.close();
-        inbox.sleep(None);
+        inbox.sleep(&owner, None);
         assert!(inbox.write(push(&inbox).0).is_err());
+        assert_eq!(Arc::strong_count(&owner), 1, "what is closed keeps nothing open");
     }
 
     #[tokio::test]
     async fn pushes_wait_for_room() {
-        let (_directory, inbox) = inbox();
+        let (_owner, inbox) = inbox();
         let most = inbox.room(usize::MAX).await;
         let waiting = inbox.room(0);
         tokio::pin!(waiting);

@@ -75,8 +75,8 @@ impl Owner {
         self.answer()
     }
 
-    /// Empties the pipe.
-    fn answer(&self) -> bool {
+    /// Empties the pipe. Returns whether another process has rung.
+    pub(crate) fn answer(&self) -> bool {
         let mut bytes = [0; 256];
         let mut others = false;
         while let Ok(count @ 1..) = (&self.pipe).read(&mut bytes) {

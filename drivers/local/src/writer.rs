@@ -97,6 +97,10 @@ impl Writer {
             for call in self.inbox.take_calls() {
                 self.answer(call);
             }
+            // One that never sleeps hears others all the same.
+            if self.owner.answer() {
+                self.agenda.look_around();
+            }
             match self.agenda.next(Now::take(), &self.surroundings(closed)) {
                 Step::EndLeases => self.end_leases(),
                 Step::LookAfterOthers => self.look_after_others(),
@@ -104,7 +108,7 @@ impl Writer {
                 Step::Look => self.look(),
                 Step::Tidy => self.tidy(),
                 Step::Sleep(limit) => {
-                    if self.inbox.sleep(limit) {
+                    if self.inbox.sleep(&self.owner, limit) {
                         // Perhaps it is one that has come or gone.
                         self.agenda.look_around();
                     }

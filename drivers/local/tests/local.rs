@@ -41,6 +41,27 @@ async fn jobs_outlive_a_stop_and_nothing_else_does() {
 }
 
 #[tokio::test]
+async fn a_stop_that_was_dropped_goes_on() {
+    let (scratch, constructor) = (Scratch::new(), constructor());
+    let running = start(&constructor, scratch.pipeline()).await;
+    let dead = constructor.dead_letters("p").unwrap();
+    let stopped = async || {
+        // Dropped at another point each time.
+        let stop = tokio::time::timeout(Duration::ZERO, running.driver.stop()).await;
+        stop.is_ok_and(|stopped| stopped.is_ok())
+    };
+    eventually("it stops", stopped).await;
+    assert_eq!(scratch.owners(), ["access"], "it was waited for");
+    if cfg!(target_os = "linux") {
+        let open = std::fs::read_dir("/proc/self/fd").unwrap();
+        let open = open.filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok());
+        let of_file = open.filter(|open| open.starts_with(scratch.path().parent().unwrap()));
+        assert_eq!(of_file.collect::<Vec<_>>(), Vec::<std::path::PathBuf>::new());
+    }
+    drop((running, dead));
+}
+
+#[tokio::test]
 async fn a_driver_dropped_without_a_stop_leaves_nothing_behind() {
     let scratch = Scratch::new();
     let dropped = start(&constructor(), scratch.pipeline()).await;

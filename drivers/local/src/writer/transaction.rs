@@ -337,7 +337,8 @@ impl Writer {
     fn deliver(&mut self, reserved: Vec<Reserved>) {
         let now = Instant::now();
         for Reserved { place, job, token, content } in reserved {
-            let Some(consumer) = self.consumers.get(place.consumer) else { continue };
+            let consumer = self.consumers.get(place.consumer);
+            let consumer = consumer.expect("none ends between a credit and its delivery");
             let end = consumer.max_lease.map(|lease| now + lease);
             let position = u64::try_from(job.seq).unwrap_or_default();
             let message = content.into_message();
@@ -353,6 +354,11 @@ impl Writer {
     fn fail(&mut self, op: Op, fault: &Fault) {
         match op {
             Op::Push(push) => drop(push.reply.send(Err(fault.clone()))),
+            Op::Settle { lease, settler, .. } if self.consumers.get(lease.consumer).is_none() => {
+                // Its consumer ended in the same transaction.
+                drop(settler.refuse(Refusal::lease_lost(NAME)));
+                self.pending.push(Op::Return { lease, counted: true });
+            }
             Op::Settle { lease, job, settler, .. } => {
                 let refusal = Refusal { error: fault.error("settle"), job: Some(job) };
                 match settler.refuse(refusal) {
