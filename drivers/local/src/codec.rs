@@ -35,7 +35,34 @@ impl NewJob {
     pub(crate) fn size(&self) -> usize {
         let message = &self.message;
         let headers = self.headers.as_ref().map_or(0, String::len);
-        message.payload().len() + message.id().as_str().len() + message.name().len() + headers + 100
+        let row = message.payload().len() + message.id().as_str().len() + message.name().len();
+        on_pages(row + headers + ROW) + STANDING
+    }
+}
+
+/// A page of the file, and what it has room for. Source: the format of SQLite files, section 1.6.
+const PAGE: usize = 4_096;
+const PAGE_ROOM: usize = PAGE - 8;
+/// The longest row that stays on one page, the least that stays of a longer one, and what one of the
+/// pages for the rest of it takes.
+const LONGEST_ROW: usize = PAGE - 35;
+const LEAST_OF_ROW: usize = (PAGE - 12) * 32 / 255 - 23;
+const OVERFLOW: usize = PAGE - 4;
+/// Numbers and lengths of a row.
+const ROW: usize = 40;
+/// A row of the other tables, and of the pages that lead to it.
+const STANDING: usize = 60;
+
+/// What rows of that length take of the file, each: a page holds whole ones.
+fn on_pages(row: usize) -> usize {
+    if row <= LONGEST_ROW {
+        return PAGE / (PAGE_ROOM / row.max(1)).max(1);
+    }
+    let (pages, rest) = ((row - LEAST_OF_ROW) / OVERFLOW, (row - LEAST_OF_ROW) % OVERFLOW);
+    let local = LEAST_OF_ROW + rest;
+    match local <= LONGEST_ROW {
+        true => pages * PAGE + on_pages(local),
+        false => (pages + 1) * PAGE + on_pages(LEAST_OF_ROW),
     }
 }
 
@@ -133,6 +160,14 @@ mod tests {
             let (name, payload) = (String::new(), Vec::new());
             Content { id, name, priority, auto_ack: false, headers, payload }.into_message();
         }
+    }
+
+    #[test]
+    fn rows_take_whole_pages() {
+        assert_eq!(on_pages(2_000), PAGE / 2);
+        assert_eq!(on_pages(2_100), PAGE);
+        assert_eq!(on_pages(LONGEST_ROW), PAGE);
+        assert!((100_000..110_000).contains(&on_pages(100_000)));
     }
 
     #[test]

@@ -16,8 +16,8 @@ const MAX_PAYLOAD: usize = 16 << 20;
 /// A lease is extended at half its time, which takes a sync.
 const SHORTEST_LEASE: Duration = Duration::from_secs(1);
 
-/// Less than that is a mistake: no job is handled before it is delivered again.
-const SHORTEST_MAX_LEASE: Duration = Duration::from_millis(1);
+/// Less than that is a mistake: nothing is pushed or handled in it.
+const SHORTEST_TIME: Duration = Duration::from_millis(1);
 
 /// A file that holds less could not store a job.
 const SMALLEST_FILE: usize = 256 << 10;
@@ -41,8 +41,8 @@ pub struct LocalConfig {
     /// What an answer waits for. Default `full`.
     #[serde(default)]
     pub durability: Durability,
-    /// After how long without a sign of life the jobs of a process that hangs go to others. Default
-    /// `60s`, at least `1s`. Those of one that ended come back at once.
+    /// After how long without a sign of life the jobs of a process that hangs go to others; the same
+    /// in all processes. Default `60s`, at least `1s`. Those of one that ended come back at once.
     #[serde(default = "default_lease", deserialize_with = "options::duration")]
     pub lease: Duration,
     /// How long a job may be in this process, waiting for a worker or with one, without a sign of
@@ -52,10 +52,11 @@ pub struct LocalConfig {
     /// Where it is noted that a job was handed out. Default `durable`.
     #[serde(default)]
     pub lease_storage: LeaseStorage,
-    /// Largest size of the file, at least `256KiB`. Default: none.
+    /// About how many bytes of the file may be in use, at least `256KiB`. Default: none.
     #[serde(default, deserialize_with = "options::size")]
     pub max_size: Option<usize>,
-    /// How long a push waits while another process writes or the disk is slow. Default `30s`.
+    /// How long a push waits while another process writes or the disk is slow, and in the pipeline
+    /// that opens the file, how long settlements of all of them do. Default `30s`, at least `1ms`.
     #[serde(default = "default_push_timeout", deserialize_with = "options::duration")]
     pub push_timeout: Duration,
 }
@@ -81,8 +82,8 @@ pub enum LeaseStorage {
     /// In the file: the attempt count outlives a crash, and several processes may share the file.
     #[default]
     Durable,
-    /// In this process: faster, but after a crash a job does not know that it was started. The file
-    /// belongs to one process.
+    /// In this process: consuming writes less, but after a crash a job does not know that it was
+    /// started. The file belongs to one process.
     Memory,
 }
 
@@ -142,9 +143,12 @@ impl LocalConfig {
             let expected = "at least 1s (a bare number counts nanoseconds)";
             at("lease", expected, format!("{:?}", self.lease));
         }
-        if let Some(found) = self.max_lease.filter(|lease| *lease < SHORTEST_MAX_LEASE) {
-            let expected = "at least 1ms (a bare number counts nanoseconds)";
-            at("max_lease", expected, format!("{found:?}"));
+        let times = [("max_lease", self.max_lease), ("push_timeout", Some(self.push_timeout))];
+        for (option, found) in times {
+            if let Some(found) = found.filter(|found| *found < SHORTEST_TIME) {
+                let expected = "at least 1ms (a bare number counts nanoseconds)";
+                at(option, expected, format!("{found:?}"));
+            }
         }
         if let Some(found) = self.max_size.filter(|size| *size < SMALLEST_FILE) {
             at("max_size", "at least 256KiB", format!("{found} bytes"));

@@ -50,7 +50,8 @@ impl DeadLetters {
     /// `Closed` if no pipeline has the file open any more; what SQLite says.
     pub async fn list(&self, after: i64, limit: usize) -> Result<Vec<DeadLetter>> {
         let (reply, answer) = oneshot::channel();
-        self.inbox.call(Call::Dead { queue: self.queue, after, most: limit, reply });
+        let most = i64::try_from(limit).unwrap_or(i64::MAX);
+        self.inbox.call(Call::Dead { queue: self.queue, after, most, reply });
         let answer = answer.await.map_err(|_| closed("list"))?;
         answer.map_err(|fault| fault.error("list"))
     }

@@ -121,32 +121,32 @@ impl LocalDriver {
     }
 
     /// Stores messages in one transaction.
-    async fn store(&self, jobs: Vec<NewJob>, deadline: Instant) -> Result<()> {
+    async fn store(&self, jobs: Vec<NewJob>, deadline: Instant) -> Result<(), Fault> {
         let bytes = jobs.iter().map(NewJob::size).sum();
         let room = tokio::select! {
             room = timeout_at(deadline, self.inbox.room(bytes)) => room,
-            () = self.closing.cancelled() => return Err(self.error(ErrorKind::Closed, "push")),
+            () = self.closing.cancelled() => return Err(ErrorKind::Closed.into()),
         };
-        let room = room.map_err(|_| self.late("push"))?;
+        let room = room.map_err(|_| self.late())?;
         let (reply, mut answer) = oneshot::channel();
         let claim = Claim::default();
         let push = Push { claim: claim.clone(), queue: self.queue, jobs, reply, _room: room };
         if self.inbox.write(Write::Push(push)).is_err() {
-            return Err(self.error(ErrorKind::Closed, "push"));
+            return Err(ErrorKind::Closed.into());
         }
         match timeout_at(deadline, &mut answer).await {
-            Ok(Ok(stored)) => stored.map_err(|fault| self.fault(&fault, "push")),
+            Ok(Ok(stored)) => stored,
             // The writer ended with it, before or after.
-            Ok(Err(_)) => Err(self.error(ErrorKind::Closed, "push").maybe_stored()),
-            Err(_) if claim.take() => Err(self.late("push")),
-            Err(_) => Err(self.late("push").maybe_stored()),
+            Ok(Err(_)) => Err(Fault::from(ErrorKind::Closed).maybe_stored()),
+            Err(_) if claim.take() => Err(self.late()),
+            Err(_) => Err(self.late().maybe_stored()),
         }
     }
 
-    fn late(&self, operation: &'static str) -> Error {
+    fn late(&self) -> Fault {
         let limit = self.config.push_timeout;
         let context = format!("the file was not written for {limit:?} (option `push_timeout`)");
-        self.named(timed_out(operation)).with_context(context)
+        Fault::new(ErrorKind::Timeout, context).transient()
     }
 
     fn fault(&self, fault: &Fault, operation: &'static str) -> Error {
@@ -205,7 +205,8 @@ impl Driver for LocalDriver {
     async fn push(&self, message: Message) -> Result<()> {
         self.admit(&message)?;
         let deadline = Instant::now() + self.config.push_timeout;
-        self.store(vec![NewJob::new(message, self.priority)], deadline).await
+        let stored = self.store(vec![NewJob::new(message, self.priority)], deadline).await;
+        stored.map_err(|fault| self.fault(&fault, "push"))
     }
 
     async fn push_batch(&self, messages: Vec<Message>) -> Vec<Result<()>> {
@@ -229,9 +230,9 @@ impl Driver for LocalDriver {
             if jobs.is_empty() {
                 continue;
             }
-            if let Err(error) = self.store(jobs, deadline).await {
+            if let Err(fault) = self.store(jobs, deadline).await {
                 let failed = answers[first..].iter_mut().filter(|answer| answer.is_ok());
-                failed.for_each(|answer| *answer = Err(self.again(&error)));
+                failed.for_each(|answer| *answer = Err(self.fault(&fault, "push")));
             }
         }
         answers
@@ -316,17 +317,6 @@ impl Driver for LocalDriver {
         state.dead = Some(figures.dead);
         state.last_error = figures.last_error;
         Ok(state)
-    }
-}
-
-impl LocalDriver {
-    /// The same error for another message of a batch.
-    fn again(&self, error: &Error) -> Error {
-        let mut again = self.error(error.kind(), "push").with_context(error.to_string());
-        if error.is_retryable() {
-            again = again.transient();
-        }
-        if error.may_be_stored() { again.maybe_stored() } else { again }
     }
 }
 

@@ -96,6 +96,12 @@ impl From<rusqlite::Error> for Fault {
     }
 }
 
+impl From<ErrorKind> for Fault {
+    fn from(kind: ErrorKind) -> Self {
+        Self { kind, transient: false, maybe_stored: false, context: None, source: None }
+    }
+}
+
 /// The driver was stopped.
 pub(crate) fn closed(operation: &'static str) -> Error {
     Error::new(ErrorKind::Closed, operation).with_driver(NAME)

@@ -96,7 +96,7 @@ pub(crate) enum Call {
     Pause { consumer: u64, reply: oneshot::Sender<()> },
     Resume { consumer: u64, reply: oneshot::Sender<()> },
     State { queue: i64, consumer: Option<u64>, reply: Reply<Figures> },
-    Dead { queue: i64, after: i64, most: usize, reply: Reply<Vec<DeadLetter>> },
+    Dead { queue: i64, after: i64, most: i64, reply: Reply<Vec<DeadLetter>> },
 }
 
 /// The writer's inbox. Nothing here blocks for longer than it takes to add to a list.

@@ -248,7 +248,7 @@ impl Store {
     }
 
     /// Rejected jobs of a queue after a place, oldest first.
-    pub(crate) fn dead(&self, queue: i64, after: i64, most: usize) -> Sql<Vec<DeadJob>> {
+    pub(crate) fn dead(&self, queue: i64, after: i64, most: i64) -> Sql<Vec<DeadJob>> {
         let sql = "SELECT d.seq, d.queue, d.priority, d.place, d.attempt, d.died, \
                    j.id, j.name, j.priority, j.auto_ack, j.headers, j.payload \
                    FROM dead d JOIN jobs j USING (seq) \

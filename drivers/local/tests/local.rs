@@ -284,6 +284,17 @@ async fn a_full_file_refuses_pushes_and_settles() {
     assert!(std::fs::metadata(scratch.path()).unwrap().len() < 1_100_000);
 }
 
+#[tokio::test]
+async fn what_does_not_fill_its_page_counts_as_a_page() {
+    let scratch = Scratch::new();
+    let pipeline = scratch.pipeline().with_option("max_size", "1MiB");
+    let driver = connect(&constructor(), pipeline).await.unwrap();
+    let messages = (0..300).map(|_| Message::new("a", vec![1; 2_040])).collect();
+    for answer in driver.push_batch(messages).await {
+        assert_eq!(answer.unwrap_err().kind(), ErrorKind::Full);
+    }
+}
+
 #[tokio::test(flavor = "current_thread")]
 async fn a_push_waits_for_another_process_up_to_push_timeout() {
     let scratch = Scratch::new();
@@ -373,6 +384,7 @@ async fn dead_letters_can_be_listed_requeued_and_purged() {
     assert_eq!(first.iter().map(|d| d.message.name()).collect::<Vec<_>>(), ["a", "b"]);
     assert_eq!((first[0].attempt, &first[0].message.payload()[..]), (1, b"a".as_slice()));
     assert!(first[0].died.elapsed().unwrap() < scratch::DEADLINE);
+    assert_eq!(dead.list(0, usize::MAX).await.unwrap().len(), 3);
     let rest = dead.list(first[1].place, 2).await.unwrap();
     assert_eq!(rest.iter().map(|d| d.message.name()).collect::<Vec<_>>(), ["c"]);
 
