@@ -99,7 +99,7 @@ impl Writer {
             }
             // One that never sleeps hears others all the same.
             if self.owner.answer() {
-                self.agenda.look_around();
+                self.agenda.rung();
             }
             match self.agenda.next(Now::take(), &self.surroundings(closed)) {
                 Step::EndLeases => self.end_leases(),
@@ -109,8 +109,7 @@ impl Writer {
                 Step::Tidy => self.tidy(),
                 Step::Sleep(limit) => {
                     if self.inbox.sleep(&self.owner, limit) {
-                        // Perhaps it is one that has come or gone.
-                        self.agenda.look_around();
+                        self.agenda.rung();
                     }
                 }
                 Step::End => break,
@@ -134,7 +133,6 @@ impl Writer {
         match call {
             Call::Attach { consumer, reply } => {
                 self.consumers.attach(consumer);
-                // Whoever starts consuming wants what dead processes left.
                 self.agenda.look_around();
                 let _ = reply.send(());
             }

@@ -6,6 +6,8 @@ use crate::codec::millis;
 
 /// How often the writer looks whether other processes live, while there are any.
 const LOOK_AFTER_OTHERS: Duration = Duration::from_millis(500);
+/// How often at most, however often they ring.
+const ANSWER_OTHERS: Duration = Duration::from_millis(20);
 /// Between attempts at what nobody waits for.
 const RETRY: Duration = Duration::from_millis(100);
 /// The longest sleep while a job is delayed: the clock may be set, and stands still in a suspend.
@@ -80,6 +82,8 @@ pub(super) struct Agenda {
     keep_alive_at: Instant,
     /// None: it has to be done.
     looked_after_others: Option<Instant>,
+    /// Another process has rung since: it may be a new one.
+    rung: bool,
     /// When to try again what failed and nobody waits for.
     retry_at: Option<Instant>,
     /// Since when the file cannot be written.
@@ -97,6 +101,7 @@ impl Agenda {
             next_due: None,
             keep_alive_at: now.clock,
             looked_after_others: None,
+            rung: false,
             retry_at: None,
             busy_since: None,
             untidy: true,
@@ -145,8 +150,17 @@ impl Agenda {
     }
 
     fn must_look_after_others(&self, now: Now, around: &Surroundings) -> bool {
-        self.looked_after_others
-            .is_none_or(|last| around.shared && now.clock >= last + LOOK_AFTER_OTHERS)
+        let at = self.others_at(around);
+        self.looked_after_others.is_none() || at.is_some_and(|at| at <= now.clock)
+    }
+
+    fn others_at(&self, around: &Surroundings) -> Option<Instant> {
+        let wait = match self.rung {
+            true => ANSWER_OTHERS,
+            false if around.shared => LOOK_AFTER_OTHERS,
+            false => return None,
+        };
+        self.looked_after_others.map(|last| last + wait)
     }
 
     /// How long there is nothing to do unless somebody rings; none: for ever.
@@ -162,8 +176,7 @@ impl Agenda {
                     Duration::from_millis(left).min(WATCH_CLOCK)
                 });
                 let keep_alive = around.holds.then(|| until(self.keep_alive_at));
-                let others = self.looked_after_others.filter(|_| around.shared);
-                let others = others.map(|last| until(last + LOOK_AFTER_OTHERS));
+                let others = self.others_at(around).map(until);
                 [due, keep_alive, end, others].into_iter().flatten().min()
             }
         };
@@ -188,14 +201,21 @@ impl Agenda {
         self.look = true;
     }
 
-    /// Somebody came, or said something: another process, or a consumer here.
+    /// A consumer came, which wants what dead processes left.
     pub(super) fn look_around(&mut self) {
         self.look = true;
         self.looked_after_others = None;
     }
 
+    /// Another process wrote something, or came.
+    pub(super) fn rung(&mut self) {
+        self.look = true;
+        self.rung = true;
+    }
+
     pub(super) fn looked_after_others(&mut self, now: Now) {
         self.looked_after_others = Some(now.clock);
+        self.rung = false;
     }
 
     /// Looked, and there are no jobs for consumers.
@@ -276,12 +296,15 @@ mod tests {
     #[test]
     fn whoever_has_nothing_to_do_sleeps_until_it_is_rung() {
         let now = start();
-        let agenda = idle(now);
+        let mut agenda = idle(now);
         assert_eq!(agenda.next(later(now, 999_999), &ALONE), Step::Sleep(None));
         assert_eq!(agenda.next(now, &Surroundings { closed: true, ..ALONE }), Step::End);
         let shared = Surroundings { shared: true, ..ALONE };
         assert_eq!(agenda.next(now, &shared), Step::Sleep(Some(LOOK_AFTER_OTHERS)));
         assert_eq!(agenda.next(later(now, 500), &shared), Step::LookAfterOthers);
+        agenda.rung();
+        assert_eq!(agenda.next(now, &ALONE), Step::Look, "for jobs at once");
+        assert_eq!(agenda.next(later(now, 20), &ALONE), Step::LookAfterOthers);
     }
 
     #[test]
@@ -357,7 +380,7 @@ mod tests {
         /// asked for comes.
         #[test]
         fn it_neither_spins_nor_forgets(
-            events in prop::collection::vec((0..9_u8, 0..2_000_u32, any::<[bool; 4]>()), 0..40),
+            events in prop::collection::vec((0..10_u8, 0..2_000_u32, any::<[bool; 4]>()), 0..40),
         ) {
             let mut now = start();
             let mut agenda = Agenda::new(now);
@@ -377,10 +400,11 @@ mod tests {
                         agenda.done(now, &done, RETRY);
                     }
                     7 => agenda.begun(),
+                    8 => agenda.rung(),
                     _ => agenda.tidied(look),
                 }
                 asked = match event {
-                    0 | 1 | 5 => true,
+                    0 | 1 | 5 | 8 => true,
                     3 => false,
                     6 => look,
                     _ => asked,
