@@ -1,10 +1,16 @@
 //! What became of every message: the books of a soak.
 
+mod event;
+
 use std::collections::HashMap;
 use std::fmt;
+use std::io::Write;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use jobs_core::JobId;
+
+pub(crate) use event::Event;
+use event::Listener;
 
 /// Keeps account of messages by id: pushed, delivered, settled. All calls may come from any task.
 #[derive(Debug, Default)]
@@ -12,6 +18,8 @@ pub struct Ledger {
     entries: Mutex<HashMap<JobId, Entry>>,
     /// An ack that returned `Ok` may be lost all the same.
     unconfirmed: bool,
+    /// Who is told of everything.
+    listener: Option<Listener>,
 }
 
 #[derive(Debug, Default)]
@@ -19,7 +27,13 @@ struct Entry {
     push: Push,
     /// Deliveries that are out.
     held: u32,
+    /// An ack or reject was handed over and not answered.
+    ending: bool,
     end: Option<End>,
+    /// At the end of a process that worked: the answer will never come.
+    orphaned: bool,
+    /// It had ended before a process did: a delivery to another is no late news.
+    sealed: bool,
     /// Deliveries that should not have been: while another was out, or after the end.
     duplicates: u64,
     came_back: bool,
@@ -76,54 +90,79 @@ impl Ledger {
         Self { unconfirmed: true, ..Self::default() }
     }
 
+    /// An empty ledger that writes everything that is noted in it to `sink`, at once and line by
+    /// line: for a process that may be killed, whose parent keeps books too. See
+    /// [`Victim`](crate::Victim).
+    #[must_use]
+    pub fn told_to(sink: impl Write + Send + 'static) -> Self {
+        Self { listener: Some(Listener::new(sink)), ..Self::default() }
+    }
+
+    /// False if nobody listens any more to what [`told_to`](Self::told_to) tells.
+    #[must_use]
+    pub fn is_heard(&self) -> bool {
+        self.listener.as_ref().is_none_or(|listener| !listener.is_gone())
+    }
+
     /// A push begins. Called before it, because a delivery may come first.
     pub fn pushing(&self, id: &JobId) {
-        self.entries().entry(id.clone()).or_default();
+        self.note(Event::Pushing, id);
     }
 
     /// A push returned `Ok`.
     pub fn accepted(&self, id: &JobId) {
-        self.entry(id, |entry| entry.push = Push::Accepted);
+        self.note(Event::Accepted, id);
     }
 
     /// A push failed or was dropped, and the message may have been stored.
     pub fn uncertain(&self, id: &JobId) {
-        self.entry(id, |entry| entry.push = Push::Uncertain);
+        self.note(Event::Uncertain, id);
     }
 
     /// A job was handed to a worker. After its end that is a duplicate, but no proof that it came back
     /// in spite of it: the worker may have had it since before, and has only now got round to saying so.
     /// Then its receipt is refused.
     pub fn delivered(&self, id: &JobId) {
-        self.entry(id, |entry| {
-            entry.duplicates += u64::from(entry.held > 0 || entry.end.is_some());
-            entry.held += 1;
-        });
+        self.note(Event::Delivered, id);
     }
 
     /// A worker is about to settle or drop a job. Called before it, because the next delivery may
     /// come first.
     pub fn returning(&self, id: &JobId) {
-        self.entry(id, |entry| entry.held = entry.held.saturating_sub(1));
+        self.note(Event::Returning, id);
+    }
+
+    /// As [`returning`](Self::returning), with an ack or a reject: should the process end before the
+    /// answer, the job may be gone.
+    pub fn ending(&self, id: &JobId) {
+        self.note(Event::Ending, id);
     }
 
     /// An ack was confirmed. True if the job ended now.
     pub fn done(&self, id: &JobId) -> bool {
-        self.end(id, End::Done)
+        self.note(Event::Done, id)
     }
 
     /// A rejection was confirmed. True if the job ended now.
     pub fn dead(&self, id: &JobId) -> bool {
-        self.end(id, End::Dead)
+        self.note(Event::Dead, id)
     }
 
-    fn end(&self, id: &JobId, end: End) -> bool {
-        self.entry(id, |entry| {
-            let first = entry.end.is_none();
-            entry.came_back |= !first && !self.unconfirmed;
-            entry.end.get_or_insert(end);
-            first
-        })
+    /// The process that worked has ended, and everything it told is noted. What was under way may
+    /// have happened or not, what it held is back, and what had ended must not come back.
+    pub fn crashed(&self) {
+        self.entries().values_mut().for_each(Entry::crash);
+    }
+
+    /// True if a job ended now.
+    pub(crate) fn note(&self, event: Event, id: &JobId) -> bool {
+        let mut entries = self.entries();
+        let ended = entries.entry(id.clone()).or_default().note(event, self.unconfirmed);
+        // While the entries are locked, so that the order is the same.
+        if let Some(listener) = &self.listener {
+            listener.tell(event, id);
+        }
+        ended
     }
 
     /// Accepted jobs that have not ended.
@@ -138,6 +177,7 @@ impl Ledger {
     pub fn totals(&self, at_broker: u64) -> Totals {
         let entries = self.entries();
         let mut totals = Totals::default();
+        let mut orphans = 0;
         for entry in entries.values() {
             totals.duplicated += entry.duplicates;
             totals.came_back += u64::from(entry.came_back);
@@ -146,6 +186,7 @@ impl Ledger {
                     totals.accepted += 1;
                     totals.done += u64::from(*end == Some(End::Done));
                     totals.dead += u64::from(*end == Some(End::Dead));
+                    orphans += u64::from(end.is_none() && entry.orphaned);
                 }
                 (Push::Uncertain, _) => totals.uncertain += 1,
                 (Push::Started, _) => {}
@@ -153,16 +194,54 @@ impl Ledger {
         }
         let open = totals.accepted - totals.done - totals.dead;
         totals.pending = open.min(at_broker);
-        totals.lost = open - totals.pending;
+        let missing = open - totals.pending;
+        // Nobody knows whether it was acked or rejected.
+        totals.done += missing.min(orphans);
+        totals.lost = missing.saturating_sub(orphans);
         totals
     }
 
     fn entries(&self) -> MutexGuard<'_, HashMap<JobId, Entry>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    fn entry<T>(&self, id: &JobId, change: impl FnOnce(&mut Entry) -> T) -> T {
-        change(self.entries().entry(id.clone()).or_default())
+impl Entry {
+    fn note(&mut self, event: Event, unconfirmed: bool) -> bool {
+        match event {
+            Event::Pushing => {}
+            Event::Accepted => self.push = Push::Accepted,
+            Event::Uncertain => self.push = Push::Uncertain,
+            Event::Delivered => {
+                self.duplicates += u64::from(self.held > 0 || self.end.is_some());
+                self.came_back |= self.sealed && !unconfirmed;
+                self.held += 1;
+                (self.ending, self.orphaned) = (false, false);
+            }
+            Event::Returning | Event::Ending => {
+                self.held = self.held.saturating_sub(1);
+                self.ending = event == Event::Ending;
+            }
+            Event::Done => return self.end(End::Done, unconfirmed),
+            Event::Dead => return self.end(End::Dead, unconfirmed),
+        }
+        false
+    }
+
+    fn end(&mut self, end: End, unconfirmed: bool) -> bool {
+        let first = self.end.is_none();
+        self.came_back |= !first && !unconfirmed;
+        self.end.get_or_insert(end);
+        first
+    }
+
+    fn crash(&mut self) {
+        if self.push == Push::Started {
+            self.push = Push::Uncertain;
+        }
+        self.held = 0;
+        self.orphaned |= std::mem::take(&mut self.ending);
+        self.sealed = self.end.is_some();
     }
 }
 
@@ -235,6 +314,53 @@ mod tests {
         }
         let totals = ledger.totals(0);
         assert_eq!((totals.done, totals.duplicated, totals.is_sound()), (1, 1, true));
+    }
+
+    #[test]
+    fn after_a_crash_what_was_under_way_may_have_happened() {
+        let ledger = Ledger::new();
+        for name in ["pushed", "held", "acked"] {
+            ledger.pushing(&JobId::from(name));
+        }
+        for name in ["held", "acked"] {
+            ledger.accepted(&JobId::from(name));
+            ledger.delivered(&JobId::from(name));
+        }
+        ledger.ending(&JobId::from("acked"));
+        ledger.crashed();
+        let totals = ledger.totals(0);
+        assert_eq!((totals.accepted, totals.uncertain, totals.done, totals.lost), (2, 1, 1, 1));
+        // It was not acked, and nobody has it any more.
+        ledger.delivered(&JobId::from("acked"));
+        ledger.crashed();
+        let totals = ledger.totals(0);
+        assert_eq!((totals.duplicated, totals.done, totals.lost), (0, 0, 2));
+    }
+
+    #[test]
+    fn what_had_ended_before_a_crash_must_not_be_delivered() {
+        let ledger = Ledger::new();
+        ledger.accepted(&id());
+        ledger.done(&id());
+        ledger.crashed();
+        assert!(ledger.totals(0).is_sound());
+        ledger.delivered(&id());
+        assert_eq!(ledger.totals(0).came_back, 1);
+    }
+
+    #[test]
+    fn a_listener_hears_all_until_it_goes() {
+        let (mut heard, told) = std::io::pipe().unwrap();
+        let ledger = Ledger::told_to(told);
+        ledger.pushing(&id());
+        ledger.accepted(&id());
+        let mut lines = [0; 8];
+        std::io::Read::read_exact(&mut heard, &mut lines).unwrap();
+        assert_eq!(&lines, b"p a\na a\n");
+        assert!(ledger.is_heard());
+        drop(heard);
+        ledger.ending(&id());
+        assert!(!ledger.is_heard());
     }
 
     #[test]

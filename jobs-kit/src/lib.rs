@@ -27,6 +27,6 @@ pub use ledger::{Ledger, Totals};
 pub use pipeline::TestPipeline;
 pub use proxy::Proxy;
 pub use runner::run_case;
-pub use soak::{Soak, soak};
+pub use soak::{Soak, Victim, soak, soak_killed, toil, work_off};
 pub use suite::{Repeated, Suite};
 pub use wait::{Unexpected, poll_times};

@@ -1,5 +1,7 @@
 //! Random work for a while, with books kept on every message.
 
+mod victim;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -11,6 +13,8 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::{Fault, Fixture, Harness, Ledger, TestPipeline, Totals, poll_times};
+
+pub use victim::{Victim, soak_killed, toil, work_off};
 
 const PRODUCERS: usize = 4;
 const WORKERS: usize = 4;
@@ -35,7 +39,10 @@ pub struct Soak {
 }
 
 struct World {
-    ledger: Ledger,
+    ledger: Arc<Ledger>,
+    /// The books are those of processes that may be killed. Jobs that are settled when they are
+    /// handed out would be gone with them.
+    mortal: bool,
     /// Room for messages that are not settled yet.
     open: Semaphore,
     capabilities: Capabilities,
@@ -64,54 +71,90 @@ pub async fn soak(harness: Arc<dyn Harness>, soak: &Soak) -> Result<Totals> {
 }
 
 async fn run(fixture: &Fixture, soak: &Soak) -> Result<Totals> {
-    let config = fixture.configure_prefetch(PREFETCH).await?;
-    let first = fixture.start(config).await?;
-    let mut consumers = vec![first.clone()];
-    while consumers.len() < CONSUMERS {
-        consumers.push(first.second().await.map_err(into_error)?);
-    }
-    let capabilities = first.driver().capabilities();
-    let confirmed = capabilities.acks_confirmed;
-    let world = Arc::new(World {
-        ledger: if confirmed { Ledger::new() } else { Ledger::unconfirmed() },
-        open: Semaphore::new(OPEN),
-        capabilities,
-        draining: AtomicBool::new(false),
-    });
-    let mut random = Rng::with_seed(soak.seed);
+    let mut crew = Crew::start(fixture, soak.seed, None).await?;
     let end = Instant::now() + soak.duration;
-
-    let mut workers = JoinSet::new();
-    for consumer in &consumers {
-        for _ in 0..WORKERS {
-            workers.spawn(work(Arc::clone(&world), consumer.clone(), random.fork()));
-        }
-    }
-    let mut actors = JoinSet::new();
-    for producer in 0..PRODUCERS {
-        let pipeline = consumers[producer % CONSUMERS].clone();
-        actors.spawn(produce(Arc::clone(&world), pipeline, random.fork(), end));
-    }
-    for consumer in &consumers {
-        actors.spawn(interrupt(consumer.clone(), random.fork(), end));
-    }
-    let disturbed = disturb(fixture, &soak.faults, random.fork(), end).await;
+    let actors = crew.push_until(end);
+    let disturbed = disturb(fixture, &soak.faults, crew.random.fork(), end).await;
     actors.join_all().await;
-    world.draining.store(true, Ordering::Relaxed);
-    // What stays open is in the books: it is pending or lost.
-    let _ = fixture
-        .eventually("all jobs settled", async || match world.ledger.open() {
-            0 => Ok(()),
-            open => Err(format!("{open} are open")),
-        })
-        .await;
-    disturbed?;
+    let totals = crew.work_off(fixture).await;
+    disturbed.and(totals)
+}
 
-    let state = first.state().await?;
-    let at_broker = [state.reserved, state.delayed, state.in_flight].into_iter().flatten().sum();
-    consumers.iter().for_each(|consumer| consumer.queue().close());
-    workers.join_all().await;
-    Ok(world.ledger.totals(at_broker))
+/// Two consumers of one queue, and those who work for them.
+struct Crew {
+    world: Arc<World>,
+    consumers: Vec<TestPipeline>,
+    workers: JoinSet<()>,
+    random: Rng,
+}
+
+impl Crew {
+    /// Connects and begins to consume. A process that may be killed brings its books.
+    async fn start(fixture: &Fixture, seed: u64, books: Option<Arc<Ledger>>) -> Result<Self> {
+        let config = fixture.configure_prefetch(PREFETCH).await?;
+        let first = fixture.start(config).await?;
+        let mut consumers = vec![first.clone()];
+        while consumers.len() < CONSUMERS {
+            consumers.push(first.second().await.map_err(into_error)?);
+        }
+        let capabilities = first.driver().capabilities();
+        let own = match capabilities.acks_confirmed {
+            true => Ledger::new,
+            false => Ledger::unconfirmed,
+        };
+        let world = Arc::new(World {
+            mortal: books.is_some(),
+            ledger: books.unwrap_or_else(|| Arc::new(own())),
+            open: Semaphore::new(OPEN),
+            capabilities,
+            draining: AtomicBool::new(false),
+        });
+        let mut random = Rng::with_seed(seed);
+        let mut workers = JoinSet::new();
+        for consumer in &consumers {
+            for _ in 0..WORKERS {
+                workers.spawn(work(Arc::clone(&world), consumer.clone(), random.fork()));
+            }
+        }
+        Ok(Self { world, consumers, workers, random })
+    }
+
+    /// Pushes, and interrupts the consumers.
+    fn push_until(&mut self, end: Instant) -> JoinSet<()> {
+        let mut actors = JoinSet::new();
+        for producer in 0..PRODUCERS {
+            let pipeline = self.consumers[producer % CONSUMERS].clone();
+            actors.spawn(produce(Arc::clone(&self.world), pipeline, self.random.fork(), end));
+        }
+        for consumer in &self.consumers {
+            let world = Arc::clone(&self.world);
+            actors.spawn(interrupt(world, consumer.clone(), self.random.fork(), end));
+        }
+        actors
+    }
+
+    /// Works until nothing is left, or nothing more comes.
+    async fn work_off(self, fixture: &Fixture) -> Result<Totals> {
+        let Self { world, consumers, workers, .. } = self;
+        world.draining.store(true, Ordering::Relaxed);
+        // What stays open is in the books: it is pending or lost.
+        let _ = fixture
+            .eventually("all jobs settled", async || match world.left(&consumers[0]).await {
+                Ok(0) => Ok(()),
+                left => Err(format!("{left:?} are open")),
+            })
+            .await;
+        let left = at_broker(&consumers[0]).await?;
+        consumers.iter().for_each(|consumer| consumer.queue().close());
+        workers.join_all().await;
+        Ok(world.ledger.totals(left))
+    }
+}
+
+/// How many jobs the broker says it has.
+async fn at_broker(consumer: &TestPipeline) -> Result<u64> {
+    let state = consumer.state().await?;
+    Ok([state.reserved, state.delayed, state.in_flight].into_iter().flatten().sum())
 }
 
 fn into_error(error: impl std::error::Error + Send + Sync + 'static) -> Error {
@@ -119,7 +162,7 @@ fn into_error(error: impl std::error::Error + Send + Sync + 'static) -> Error {
 }
 
 async fn produce(world: Arc<World>, pipeline: TestPipeline, mut random: Rng, end: Instant) {
-    while Instant::now() < end {
+    while Instant::now() < end && world.ledger.is_heard() {
         let count = if random.u8(..10) == 0 { random.u32(1..20) } else { 1 };
         let room = tokio::time::timeout_at(end, world.open.acquire_many(count)).await;
         let Ok(Ok(room)) = room else { return };
@@ -131,11 +174,21 @@ async fn produce(world: Arc<World>, pipeline: TestPipeline, mut random: Rng, end
 }
 
 impl World {
+    /// How many jobs are to be worked off. After a crash that is all there are: some may be in no
+    /// books, and some must not be there.
+    async fn left(&self, consumer: &TestPipeline) -> Result<u64> {
+        match self.mortal {
+            true => at_broker(consumer).await,
+            false => Ok(self.ledger.open()),
+        }
+    }
+
     fn message(&self, random: &mut Rng) -> Message {
         let most = self.capabilities.max_payload.unwrap_or(usize::MAX).min(2_048);
         let mut payload = vec![0; random.usize(..=most)];
         random.fill(&mut payload);
-        let mut message = Message::new("kit.soak", payload).with_auto_ack(random.u8(..20) == 0);
+        let auto_ack = !self.mortal && random.u8(..20) == 0;
+        let mut message = Message::new("kit.soak", payload).with_auto_ack(auto_ack);
         if self.capabilities.delay.is_available() && random.u8(..5) == 0 {
             message = message.with_delay(Duration::from_millis(random.u64(1..300)));
         }
@@ -206,7 +259,10 @@ impl World {
             }
             _ => Outcome::Ack,
         };
-        self.ledger.returning(&id);
+        match outcome {
+            Outcome::Ack | Outcome::Reject => self.ledger.ending(&id),
+            _ => self.ledger.returning(&id),
+        }
         let settled = job.settle(outcome.clone()).await;
         // A failed settlement drops its job, which then comes back.
         let ended = settled.is_ok()
@@ -227,8 +283,8 @@ impl World {
 }
 
 /// Pauses and resumes one consumer at random.
-async fn interrupt(consumer: TestPipeline, mut random: Rng, end: Instant) {
-    while Instant::now() < end {
+async fn interrupt(world: Arc<World>, consumer: TestPipeline, mut random: Rng, end: Instant) {
+    while Instant::now() < end && world.ledger.is_heard() {
         sleep(Duration::from_millis(random.u64(50..500))).await;
         // While a fault lasts either may fail; the next turn or the last line makes it good.
         let _ = consumer.pause().await;
