@@ -1,16 +1,25 @@
 //! The harness of the embedded driver.
+#![allow(dead_code, reason = "each test program uses its part")]
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jobs_core::{Constructor, Pipeline, Registry, Result, async_trait};
 use jobs_kit::Harness;
 use tempfile::TempDir;
 
-/// One configuration of the driver, with a file for each pipeline.
+/// One configuration of the driver.
 pub(crate) struct Local {
     registry: Registry,
-    directory: TempDir,
+    place: Place,
     options: &'static [(&'static str, &'static str)],
+}
+
+enum Place {
+    /// A file for each pipeline.
+    Scratch(TempDir),
+    /// One queue in one file for all of them, also in other processes.
+    Shared(PathBuf),
 }
 
 impl Local {
@@ -26,10 +35,24 @@ impl Local {
         constructor: impl Constructor,
         options: &'static [(&'static str, &'static str)],
     ) -> Self {
+        let directory = tempfile::tempdir().expect("a directory for scratch files");
+        Self::placed(constructor, Place::Scratch(directory), options)
+    }
+
+    /// A harness whose pipelines are all on one queue in this file.
+    #[must_use]
+    pub(crate) fn at(path: &Path, options: &'static [(&'static str, &'static str)]) -> Self {
+        Self::placed(jobs_local::constructor(), Place::Shared(path.to_owned()), options)
+    }
+
+    fn placed(
+        constructor: impl Constructor,
+        place: Place,
+        options: &'static [(&'static str, &'static str)],
+    ) -> Self {
         let mut registry = Registry::new();
         registry.register(constructor).expect("the only driver");
-        let directory = tempfile::tempdir().expect("a directory for scratch files");
-        Self { registry, directory, options }
+        Self { registry, place, options }
     }
 }
 
@@ -40,9 +63,13 @@ impl Harness for Local {
     }
 
     async fn pipeline(&self, name: &str) -> Result<Pipeline> {
-        let path = self.directory.path().join(format!("{name}.db"));
-        let path = path.to_string_lossy().into_owned();
-        let pipeline = Pipeline::new(name, jobs_local::NAME).with_option("path", path);
+        let (path, queue) = match &self.place {
+            Place::Scratch(directory) => (directory.path().join(format!("{name}.db")), name),
+            Place::Shared(path) => (path.clone(), "shared"),
+        };
+        let pipeline = Pipeline::new(name, jobs_local::NAME)
+            .with_option("path", path.to_string_lossy().into_owned())
+            .with_option("queue", queue);
         Ok(self.options.iter().fold(pipeline, |p, (name, value)| p.with_option(*name, *value)))
     }
 
