@@ -32,6 +32,11 @@ impl Event {
         (Self::Dead, b'x'),
     ];
 
+    /// It says that something was answered.
+    pub(crate) fn is_answer(self) -> bool {
+        matches!(self, Self::Accepted | Self::Done | Self::Dead)
+    }
+
     fn letter(self) -> u8 {
         let found = Self::LETTERS.iter().find(|(event, _)| *event == self);
         found.expect("each has one").1
