@@ -60,6 +60,11 @@ impl Fault {
         self.transient
     }
 
+    /// There is no room for it.
+    pub(crate) fn is_full(&self) -> bool {
+        self.kind == ErrorKind::Full
+    }
+
     /// The error of one caller.
     pub(crate) fn error(&self, operation: &'static str) -> Error {
         let mut error = Error::new(self.kind, operation).with_driver(NAME);

@@ -151,6 +151,12 @@ impl Writer {
         let committed = self.store.commit().map_err(Fault::from);
         match committed.and_then(|()| self.is_in_place()) {
             Ok(()) => self.done(ops, filled),
+            // The log was not written to its end, so that nothing of this is in it; a part of it may fit.
+            Err(fault) if fault.is_full() => {
+                self.store.roll_back();
+                drop(filled);
+                self.one_by_one(ops, fetch, &fault);
+            }
             Err(fault) => {
                 self.store.roll_back();
                 // The credits are free again.
