@@ -1,5 +1,6 @@
 //! The drivers the command knows, each with its harness.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use integration_tests::amqp::{self, Amqp};
@@ -10,6 +11,9 @@ use crate::bench;
 use crate::local::Local;
 use crate::memory::Memory;
 
+/// Makes pipelines that are all on one queue in a file, whichever process asks.
+pub(crate) type Shared = fn(&Path) -> Arc<dyn Harness>;
+
 /// A driver of this suite.
 pub(crate) struct Driver {
     pub(crate) name: &'static str,
@@ -17,6 +21,8 @@ pub(crate) struct Driver {
     pub(crate) capabilities: fn() -> Capabilities,
     pub(crate) suite: fn() -> Suite,
     pub(crate) harness: fn() -> Arc<dyn Harness>,
+    /// For those without a broker that outlive their process.
+    pub(crate) shared: Option<Shared>,
     /// Prints the lines of its benchmark.
     pub(crate) bench: fn(),
 }
@@ -28,6 +34,7 @@ pub(crate) const DRIVERS: &[Driver] = &[
         capabilities: || planned(&jobs_memory::constructor(), &[]),
         suite: || Suite::new().configuration("default", || Memory::new(&[])),
         harness: || Arc::new(Memory::new(&[])),
+        shared: None,
         bench: bench::memory::run,
     },
     Driver {
@@ -35,6 +42,7 @@ pub(crate) const DRIVERS: &[Driver] = &[
         capabilities: || planned(&jobs_local::constructor(), &[("path", "jobs.db")]),
         suite: || Suite::new().configuration("full", || Local::new(&[])),
         harness: || Arc::new(Local::new(&[])),
+        shared: Some(|path| Arc::new(Local::at(path, &[]))),
         bench: bench::local::run,
     },
     Driver {
@@ -42,6 +50,7 @@ pub(crate) const DRIVERS: &[Driver] = &[
         capabilities: || planned(&jobs_amqp::constructor(), &[("queue", "jobs")]),
         suite: amqp::suite,
         harness: || Arc::new(Amqp::quorum(&Arc::default())),
+        shared: None,
         bench: bench::amqp::run,
     },
 ];

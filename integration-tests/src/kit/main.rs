@@ -30,6 +30,9 @@ enum Command {
     },
     /// Pushes and settles at random and keeps books on every message.
     Soak(soak::Arguments),
+    /// What `soak` starts to kill it.
+    #[command(hide = true)]
+    Toil(soak::Toil),
     /// Runs every case that causes faults again and again, in every configuration.
     Faults(faults::Arguments),
     /// Prints what each driver can do with default options.
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
     let answer = match command {
         Command::Bench { driver } => bench::run(&driver),
         Command::Soak(arguments) => soak::run(&arguments),
+        Command::Toil(arguments) => soak::toil_on(&arguments),
         Command::Faults(arguments) => faults::run(&arguments),
         Command::Capabilities => capabilities::run(),
     };

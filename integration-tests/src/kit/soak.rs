@@ -1,12 +1,16 @@
 //! `cargo kit soak`: random work, and a line of totals per driver.
 
-use std::process::ExitCode;
-use std::time::Duration;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
 
 use clap::Args;
-use jobs_kit::{Fault, Soak, soak};
+use jobs_kit::{Fault, Soak, Totals, soak, soak_killed, toil};
 
-use crate::drivers::{Driver, select};
+use crate::drivers::{Driver, Shared, select};
+
+/// How long a process lives that is killed, in milliseconds.
+const LIVES: std::ops::Range<u64> = 100..2_000;
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -18,7 +22,7 @@ pub(crate) struct Arguments {
     /// Chooses the decisions.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// What happens to the broker meanwhile: `kill`, `cut`, `reset`, `stall`, separated by commas.
+    /// What happens to the broker meanwhile, or to the process where there is none: `kill`, `cut`, `reset`, `stall`, separated by commas.
     #[arg(long, value_delimiter = ',')]
     faults: Vec<Fault>,
 }
@@ -38,6 +42,9 @@ fn run_one(driver: &Driver, plan: &Soak) -> Result<bool, String> {
     let name = driver.name;
     let runtime = tokio::runtime::Runtime::new().map_err(|error| error.to_string())?;
     let totals = runtime.block_on(async {
+        if let (Some(shared), [Fault::Kill]) = (driver.shared, &plan.faults[..]) {
+            return kill(driver, shared, plan).await;
+        }
         let harness = (driver.harness)();
         let unknown = plan.faults.iter().find(|fault| !harness.faults().contains(fault));
         match unknown {
@@ -47,6 +54,46 @@ fn run_one(driver: &Driver, plan: &Soak) -> Result<bool, String> {
     })?;
     println!("{name} {totals}");
     Ok(totals.is_sound())
+}
+
+/// Kills the process that works, for as long as the soak lasts.
+async fn kill(driver: &Driver, shared: Shared, plan: &Soak) -> Result<Totals, String> {
+    let directory = tempfile::tempdir().map_err(|error| error.to_string())?;
+    let path = directory.path().join("soak");
+    let program = std::env::current_exe().map_err(|error| error.to_string())?;
+    let child = |seed: u64| {
+        let mut command = Command::new(&program);
+        command.args(["toil", driver.name, "--seed", &seed.to_string(), "--path"]).arg(&path);
+        command
+    };
+    let end = Instant::now() + plan.duration;
+    let mut random = fastrand::Rng::with_seed(plan.seed);
+    let lives = std::iter::from_fn(|| {
+        let left = end.checked_duration_since(Instant::now())?;
+        Some(left.min(Duration::from_millis(random.u64(LIVES))))
+    });
+    let totals = soak_killed(shared(&path), plan.seed, lives, child).await;
+    totals.map_err(|error| format!("{}: {error:?}", driver.name))
+}
+
+#[derive(Args)]
+pub(crate) struct Toil {
+    driver: String,
+    #[arg(long)]
+    seed: u64,
+    #[arg(long)]
+    path: PathBuf,
+}
+
+/// What a process does that is to be killed.
+pub(crate) fn toil_on(arguments: &Toil) -> Result<ExitCode, String> {
+    let runtime = tokio::runtime::Runtime::new().map_err(|error| error.to_string())?;
+    for driver in select(&arguments.driver)? {
+        let shared = driver.shared.ok_or_else(|| format!("{} has a broker", driver.name))?;
+        let toiled = toil(shared(&arguments.path), arguments.seed, std::io::stdout());
+        runtime.block_on(toiled).map_err(|error| format!("{error:?}"))?;
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 #[cfg(test)]
