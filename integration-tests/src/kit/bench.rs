@@ -1,6 +1,7 @@
 //! Side by side with the bare client: the same messages, the same concurrency, in turns.
 
 pub(crate) mod amqp;
+mod backlog;
 pub(crate) mod local;
 pub(crate) mod memory;
 

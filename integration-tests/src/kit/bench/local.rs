@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use jobs_core::{Driver, Message, Pipeline, Queue, Registry};
 use tempfile::TempDir;
+use tokio::runtime::Builder;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
@@ -14,9 +15,11 @@ use super::{Line, Side, Stopwatch, compare, messages, share};
 
 const CONFIGS: [&str; 2] = ["durable", "memory"];
 /// Jobs pushed at once to prepare for consuming.
-const BATCH: usize = 1_024;
+pub(super) const BATCH: usize = 1_024;
 
 pub(crate) fn run() {
+    // First, so that the memory is its own.
+    super::runtime(Builder::new_multi_thread()).block_on(super::backlog::run());
     let line = |op, config, concurrency, jobs| {
         let driver = jobs_local::NAME;
         Line { driver, op, config, concurrency, jobs }
@@ -31,7 +34,7 @@ pub(crate) fn run() {
     compare(&line("consume_one", "durable", 1, 2_000), raw(1), driver_consume(1, "durable"));
 }
 
-async fn join(mut tasks: JoinSet<()>) {
+pub(super) async fn join(mut tasks: JoinSet<()>) {
     while let Some(ended) = tasks.join_next().await {
         ended.expect("no side panics");
     }
@@ -144,7 +147,7 @@ fn driver_consume(workers: usize, lease_storage: &'static str) -> impl Side {
     }
 }
 
-async fn ack(queue: Queue, jobs: usize) {
+pub(super) async fn ack(queue: Queue, jobs: usize) {
     for _ in 0..jobs {
         let job = queue.pop().await.expect("the queue is open");
         job.ack().await.expect("the lease holds");
