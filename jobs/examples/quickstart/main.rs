@@ -1,44 +1,38 @@
 //! Hashes every file of a directory, one job per file, and checks that none was forgotten.
 //!
 //! ```text
-//! cargo run --release -p jobs --example quickstart -- [DIR] [--config FILE] [--pipeline NAME]
+//! cargo run --release -p jobs --example quickstart -- [DIR] [--resume FILE]
 //! ```
 //!
-//! Without `--config` the jobs go through a pipeline of the in-process driver. A configuration file
-//! sends them through any other: the code stays the same.
+//! The jobs are in a scratch file, so a run that was killed can be resumed. A configuration file
+//! (`--config`) sends them through any other driver: the worker stays the same. `--help` says more.
 
+mod files;
+mod options;
+mod scratch;
 mod tally;
 
 use std::error::Error;
-use std::fs::File;
-use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
-use ignore::WalkBuilder;
 use indicatif::ProgressBar;
-use jobs::{
-    Context, ErrorKind, HandlerError, Jobs, Json, Message, Payload, Pipeline, PipelineHandle,
-    Worker, shutdown_signal,
-};
-use sha2::{Digest, Sha256};
-use tokio::runtime::{Handle, Runtime};
+use jobs::{Context, ErrorKind, HandlerError, Jobs, Json, Worker, shutdown_signal};
+use tokio::runtime::Runtime;
 use tokio::task::spawn_blocking;
 
-use tally::{Hashed, Tally, bar, summary};
-
-const USAGE: &str = "usage: quickstart [DIR] [--config FILE] [--pipeline NAME]";
-const BATCH: usize = 256;
-
-struct Options {
-    directory: PathBuf,
-    config: Option<PathBuf>,
-    pipeline: String,
-}
+use files::{hash_file, push_files};
+use options::{HELP, Options};
+use scratch::Scratch;
+use tally::{Tally, bar, summary};
 
 fn main() -> ExitCode {
+    if std::env::args().any(|arg| arg == "--help" || arg == "-h") {
+        println!("{HELP}");
+        return ExitCode::SUCCESS;
+    }
     let runtime = Runtime::new().expect("a runtime starts");
     let answer = runtime.block_on(run());
     // A thread that still reads some endless file does not keep the program from ending.
@@ -54,27 +48,66 @@ fn main() -> ExitCode {
 }
 
 async fn run() -> Result<bool, Box<dyn Error>> {
-    let options = options(std::env::args().skip(1))?;
-    if !options.directory.is_dir() {
-        return Err(format!("{} is no directory", options.directory.display()).into());
-    }
-    let jobs = match &options.config {
-        Some(file) => Jobs::from_file(file).await?,
-        None => {
-            let pipeline = Pipeline::new(options.pipeline.as_str(), "memory");
-            Jobs::builder().pipeline(pipeline).connect().await?
+    let options = Options::parse(std::env::args().skip(1))?;
+    match (&options.config, &options.resume) {
+        (Some(config), _) => on_config(config, &options).await,
+        (None, Some(file)) => {
+            on_file(Scratch::resume(&options.pipeline, file).await?, &options).await
         }
-    };
+        (None, None) => {
+            on_file(Scratch::new(&options.pipeline, &options.directory).await?, &options).await
+        }
+    }
+}
+
+/// Pushes first, then works: see [`scratch`] for why.
+async fn on_file(scratch: Scratch, options: &Options) -> Result<bool, Box<dyn Error>> {
+    println!("the jobs are in a file, and outlive a kill: {}", scratch.hint());
+    let (began, tally) = (Instant::now(), tally());
+    let pipeline = scratch.jobs.pipeline(&options.pipeline)?;
+    scratch.fill(&pipeline, &tally).await?;
+    pipeline.resume().await?;
+    work(&scratch.jobs, options, &tally).await?;
+    let counts = tally.counts.lock().expect("nobody panics with it");
+    let good = summary(&counts, began);
+    match counts.complete() {
+        true => scratch.remove()?,
+        false => println!("the rest is in the file: {}", scratch.hint()),
+    }
+    Ok(good)
+}
+
+/// Pushes and works at the same time, on any driver.
+async fn on_config(config: &PathBuf, options: &Options) -> Result<bool, Box<dyn Error>> {
+    let directory = options.directory.clone();
+    if !directory.is_dir() {
+        return Err(format!("{} is no directory", directory.display()).into());
+    }
+    let jobs = Jobs::from_file(config).await?;
     let pipeline = jobs.pipeline(&options.pipeline)?;
     pipeline.resume().await?;
-    let tally = Arc::new(Tally { bar: bar(), ..Tally::default() });
-
-    let began = Instant::now();
+    let (began, tally) = (Instant::now(), tally());
     let pushing = Arc::clone(&tally);
-    spawn_blocking(move || push_files(&options.directory, &pipeline, &pushing));
-    let worker = Worker::new(&jobs).pipelines([options.pipeline]).handle("hash", {
-        let tally = Arc::clone(&tally);
-        move |Json(path), context| hash(path, context, Arc::clone(&tally))
+    spawn_blocking(move || {
+        let closed = |error: &jobs::Error| error.kind() == ErrorKind::Closed;
+        if push_files(&directory, 0, &pipeline, &pushing, closed) {
+            pushing.update(|counts| counts.all_pushed = true);
+        }
+    });
+    work(&jobs, options, &tally).await?;
+    Ok(summary(&tally.counts.lock().expect("nobody panics with it"), began))
+}
+
+fn tally() -> Arc<Tally> {
+    Arc::new(Tally { bar: bar(), ..Tally::default() })
+}
+
+/// Runs jobs until all are done, or a signal comes.
+async fn work(jobs: &Jobs, options: &Options, tally: &Arc<Tally>) -> jobs::Result<()> {
+    let sums = options.sums;
+    let worker = Worker::new(jobs).pipelines([options.pipeline.as_str()]).handle("hash", {
+        let tally = Arc::clone(tally);
+        move |Json(path), context| hash(path, sums, context, Arc::clone(&tally))
     });
     let complete = async {
         tokio::select! {
@@ -87,65 +120,17 @@ async fn run() -> Result<bool, Box<dyn Error>> {
     if let Some(error) = report.shutdown_error {
         eprintln!("{error}");
     }
-    Ok(summary(&tally.counts.lock().expect("nobody panics"), began))
+    Ok(())
 }
 
-fn options(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
-    let mut options = Options { directory: ".".into(), config: None, pipeline: "files".into() };
-    while let Some(arg) = args.next() {
-        let mut value = || args.next().ok_or(format!("{arg} needs a value\n{USAGE}"));
-        match arg.as_str() {
-            "--config" => options.config = Some(value()?.into()),
-            "--pipeline" => options.pipeline = value()?,
-            flag if flag.starts_with('-') => return Err(USAGE.into()),
-            directory => options.directory = directory.into(),
-        }
-    }
-    Ok(options)
-}
-
-/// Walks and pushes in batches, on a thread of its own because reading directories blocks.
-fn push_files(directory: &Path, pipeline: &PipelineHandle, tally: &Tally) {
-    let mut batch = Vec::with_capacity(BATCH);
-    for entry in WalkBuilder::new(directory).build() {
-        match entry {
-            Ok(entry) if entry.file_type().is_some_and(|kind| kind.is_file()) => {
-                match Json(entry.into_path()).message("hash") {
-                    Ok(message) => batch.push(message),
-                    Err(error) => tally.fail(None, error.to_string()),
-                }
-            }
-            Ok(_) => {}
-            Err(error) => tally.fail(None, error.to_string()),
-        }
-        if batch.len() == BATCH && !push(std::mem::take(&mut batch), pipeline, tally) {
-            return;
-        }
-    }
-    push(batch, pipeline, tally);
-    tally.update(|counts| counts.all_pushed = true);
-}
-
-/// False if the pipeline was stopped meanwhile.
-fn push(batch: Vec<Message>, pipeline: &PipelineHandle, tally: &Tally) -> bool {
-    let ids: Vec<_> = batch.iter().map(|message| message.id().clone()).collect();
-    tally.update(|counts| {
-        counts.pushed += ids.len();
-        counts.waiting.extend(ids.iter().cloned());
-    });
-    let mut open = true;
-    for (id, answer) in ids.iter().zip(Handle::current().block_on(pipeline.push_batch(batch))) {
-        if let Err(error) = answer {
-            open &= error.kind() != ErrorKind::Closed;
-            tally.fail(Some(id), error.to_string());
-        }
-    }
-    open
-}
-
-async fn hash(path: PathBuf, context: Context, tally: Arc<Tally>) -> Result<(), HandlerError> {
+async fn hash(
+    path: PathBuf,
+    print: bool,
+    context: Context,
+    tally: Arc<Tally>,
+) -> Result<(), HandlerError> {
     let read = path.clone();
-    match spawn_blocking(move || hash_file(&read)).await? {
+    match spawn_blocking(move || hash_file(read, print)).await? {
         Ok(hashed) => {
             tally.done(context.id(), hashed);
             Ok(())
@@ -155,22 +140,4 @@ async fn hash(path: PathBuf, context: Context, tally: Arc<Tally>) -> Result<(), 
             Err(HandlerError::reject(error))
         }
     }
-}
-
-fn hash_file(path: &Path) -> std::io::Result<Hashed> {
-    let mut file = BufReader::with_capacity(1 << 16, File::open(path)?);
-    let (mut digest, mut bytes, mut lines) = (Sha256::new(), 0, 0);
-    loop {
-        let part = file.fill_buf()?;
-        if part.is_empty() {
-            break;
-        }
-        digest.update(part);
-        lines += part.iter().filter(|byte| **byte == b'\n').count() as u64;
-        let length = part.len();
-        bytes += length as u64;
-        file.consume(length);
-    }
-    let sha256 = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(Hashed { path: path.to_owned(), bytes, lines, sha256 })
 }

@@ -30,6 +30,12 @@ pub(crate) struct Tally {
 pub(crate) struct Counts {
     /// Pushed and not yet handled.
     pub(crate) waiting: HashSet<JobId>,
+    /// As many more were pushed by an earlier process of this run, and are not yet handled.
+    pub(crate) found: usize,
+    /// Those of them that were handled here.
+    taken_up: HashSet<JobId>,
+    /// Handled by earlier processes.
+    pub(crate) before: usize,
     pub(crate) all_pushed: bool,
     pub(crate) pushed: usize,
     pub(crate) hashed: Vec<Hashed>,
@@ -38,9 +44,30 @@ pub(crate) struct Counts {
     pub(crate) surplus: usize,
 }
 
+impl Counts {
+    /// Whether everything was pushed and handled.
+    pub(crate) fn complete(&self) -> bool {
+        self.all_pushed && self.missing() == 0
+    }
+
+    fn missing(&self) -> usize {
+        self.waiting.len() + self.found
+    }
+
+    /// False if that job was handled before, or is of another run.
+    fn handle(&mut self, id: &JobId) -> bool {
+        if self.waiting.remove(id) {
+            return true;
+        }
+        let is_found = self.found > 0 && self.taken_up.insert(id.clone());
+        self.found -= usize::from(is_found);
+        is_found
+    }
+}
+
 impl Tally {
     pub(crate) fn done(&self, id: &JobId, hashed: Hashed) {
-        self.update(|counts| match counts.waiting.remove(id) {
+        self.update(|counts| match counts.handle(id) {
             true => counts.hashed.push(hashed),
             false => counts.surplus += 1,
         });
@@ -48,7 +75,7 @@ impl Tally {
 
     /// A job that cannot be done, or with no id a file that did not become one.
     pub(crate) fn fail(&self, id: Option<&JobId>, why: String) {
-        self.update(|counts| match id.is_none_or(|id| counts.waiting.remove(id)) {
+        self.update(|counts| match id.is_none_or(|id| counts.handle(id)) {
             true => counts.failures.push(why),
             false => counts.surplus += 1,
         });
@@ -68,7 +95,7 @@ impl Tally {
             }
             None => {}
         }
-        if counts.all_pushed && counts.waiting.is_empty() {
+        if counts.complete() {
             self.complete.notify_one();
         }
     }
@@ -102,9 +129,12 @@ pub(crate) fn summary(counts: &Counts, began: Instant) -> bool {
     if counts.surplus > 0 {
         println!("{} deliveries of other runs, or repeated", counts.surplus);
     }
-    match counts.waiting.len() {
+    if counts.before > 0 {
+        println!("{} more were done before this process", counts.before);
+    }
+    match counts.missing() {
         0 => println!("checked: all {pushed} pushed jobs were handled"),
         missing => println!("MISSING: {missing} of {pushed} pushed jobs were not handled"),
     }
-    counts.all_pushed && counts.waiting.is_empty() && counts.failures.is_empty()
+    counts.complete() && counts.failures.is_empty()
 }
