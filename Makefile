@@ -13,7 +13,7 @@ BROKERS := amqp
 .PHONY: help demo test check features docs audit images bench
 
 help:
-	@echo 'make demo    checksum every file of this repository through a queue (DIR=… for another)'
+	@echo 'make demo    checksum every file of this repository through a durable queue (DIR=… for another)'
 	@echo 'make test    everything that must hold: check, docs, tests, audit'
 	@echo 'make check   formatting and lints'
 	@echo 'make docs    the documentation, in target/doc'
@@ -22,7 +22,7 @@ help:
 	@echo 'make bench   the drivers beside their bare clients'
 
 demo:
-	$(CARGO) run --release -p jobs --example quickstart -- $(DIR)
+	$(CARGO) run --profile demo -p jobs --example quickstart -- $(DIR)
 
 test: check features docs images
 	$(CARGO) test --workspace --all-features
