@@ -206,12 +206,7 @@ impl Inbox {
     }
 
     pub(crate) fn has_writes(&self) -> bool {
-        self.waiting() > 0
-    }
-
-    /// What waits to be written.
-    pub(crate) fn waiting(&self) -> usize {
-        self.lock().writes.len()
+        !self.lock().writes.is_empty()
     }
 
     pub(crate) fn is_closed(&self) -> bool {

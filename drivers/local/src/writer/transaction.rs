@@ -21,8 +21,8 @@ use crate::store::Sql;
 
 /// Most jobs handed out in one transaction: pushes should not wait for more.
 const MOST_RESERVED: usize = 1_024;
-/// How long a transaction waits for others to join it: less than a sync takes.
-const GATHERING: Duration = Duration::from_micros(200);
+/// How long a transaction waits for the next to join it: less than a sync takes.
+const GATHERING: Duration = Duration::from_micros(100);
 /// How long a file that is closed waits for other processes.
 const PATIENCE_AT_THE_END: Duration = Duration::from_secs(2);
 
@@ -41,25 +41,13 @@ impl Writer {
         if let Some(gone) = self.gone.clone() {
             return self.take_ops().into_iter().for_each(|op| self.fail(op, &gone));
         }
-        self.gather();
         let start = Instant::now();
         if let Err(error) = self.store.begin() {
             return self.not_begun(&error.into(), start);
         }
         self.agenda.begun();
         let ops = self.take_ops();
-        self.last_group = ops.len();
         self.transact(ops, true);
-    }
-
-    /// Those who were answered just now are about to come back: a sync for the first of them alone
-    /// would keep the others waiting. Whoever comes alone does not wait.
-    fn gather(&self) {
-        let expected = self.last_group - self.last_group / 4;
-        let start = Instant::now();
-        while self.inbox.waiting() < expected && start.elapsed() < GATHERING {
-            std::thread::yield_now();
-        }
     }
 
     fn not_begun(&mut self, fault: &Fault, start: Instant) {
@@ -98,48 +86,16 @@ impl Writer {
         let mut ops = mem::take(&mut self.pending);
         ops.reserve(writes.len());
         for write in writes {
-            self.resolve(write, &mut ops);
+            resolve(write, &mut self.leases, &mut self.consumers, &mut ops);
         }
         ops
     }
 
-    /// Finds the lease that a receipt speaks of. One that ended is answered at once.
-    fn resolve(&mut self, write: Write, ops: &mut Vec<Op>) {
-        let op = match write {
-            Write::Push(push) => match push.claim.take() {
-                true => Op::Push(push),
-                false => return,
-            },
-            Write::Queue { name, reply } => Op::Queue { name, reply },
-            Write::Dead { queue, call, reply } => Op::Dead { queue, call, reply },
-            Write::Settle { job, step, settler } => match self.leases.remove(job.token) {
-                Some(lease) => Op::Settle { lease, job, step, settler },
-                // The credit is free all the same, and may be what a ready job waits for.
-                None => return drop(settler.refuse(Refusal::lease_lost(NAME))),
-            },
-            Write::Extend { token, by, extender } => match self.leases.get(token) {
-                Some(lease) => Op::Extend { lease: lease.clone(), by, extender },
-                None => return extender.answer(Err(lost("extend"))),
-            },
-            Write::Abandon { token } => match self.leases.remove(token) {
-                Some(lease) => Op::Return { lease, counted: true },
-                None => return,
-            },
-            Write::Detach { consumer, reply } => {
-                let leases = self.leases.take_consumer(consumer);
-                ops.extend(leases.into_iter().map(|lease| Op::Return { lease, counted: true }));
-                drop(self.consumers.detach(consumer));
-                Op::Detached { reply }
-            }
-        };
-        ops.push(op);
-    }
-
     /// Does all this in the transaction that has begun, or each by itself if that fails.
-    fn transact(&mut self, ops: Vec<Op>, fetch: bool) {
+    fn transact(&mut self, mut ops: Vec<Op>, fetch: bool) {
         let result = match &self.gone {
             Some(gone) => Err(gone.clone()),
-            None => self.fill(&ops, fetch),
+            None => self.fill(&mut ops, fetch),
         };
         let filled = match result {
             Ok(filled) => filled,
@@ -193,12 +149,31 @@ impl Writer {
         }
     }
 
-    fn fill(&mut self, ops: &[Op], fetch: bool) -> Result<Filled, Fault> {
+    fn fill(&mut self, ops: &mut Vec<Op>, fetch: bool) -> Result<Filled, Fault> {
         let mut group = Group::new(&self.store, self.terms)?;
         let mut verdicts = Vec::with_capacity(ops.len());
-        for op in ops {
-            verdicts.push(group.apply(op)?);
+        let mut arrived = Instant::now();
+        // Those who were answered just now are about to come back: a sync for the first of them alone
+        // would keep the others waiting. Whoever comes alone does not wait.
+        let expected = self.last_group - self.last_group / 4;
+        loop {
+            for op in &ops[verdicts.len()..] {
+                verdicts.push(group.apply(op)?);
+            }
+            if !fetch || ops.len() >= expected || arrived.elapsed() >= GATHERING {
+                break;
+            }
+            let writes = self.inbox.take_writes();
+            if writes.is_empty() {
+                std::thread::yield_now();
+                continue;
+            }
+            arrived = Instant::now();
+            for write in writes {
+                resolve(write, &mut self.leases, &mut self.consumers, ops);
+            }
         }
+        self.last_group = ops.len();
         let looks_for_due = fetch && self.agenda.looks_for_due(group.now());
         let mut more = looks_for_due && group.move_due()?;
         for (queue, position) in &group.ready {
@@ -403,4 +378,36 @@ fn fetch_from(
     let (before, wanted) = (reserved.len(), places.len());
     reserved.extend(group.reserve(queue, consumers.position(queue), places, leases)?);
     Ok(reserved.len() - before == wanted && wanted == MOST_RESERVED)
+}
+
+/// Finds the lease that a receipt speaks of. One that ended is answered at once.
+fn resolve(write: Write, leases: &mut Leases, consumers: &mut Consumers, ops: &mut Vec<Op>) {
+    let op = match write {
+        Write::Push(push) => match push.claim.take() {
+            true => Op::Push(push),
+            false => return,
+        },
+        Write::Queue { name, reply } => Op::Queue { name, reply },
+        Write::Dead { queue, call, reply } => Op::Dead { queue, call, reply },
+        Write::Settle { job, step, settler } => match leases.remove(job.token) {
+            Some(lease) => Op::Settle { lease, job, step, settler },
+            // The credit is free all the same, and may be what a ready job waits for.
+            None => return drop(settler.refuse(Refusal::lease_lost(NAME))),
+        },
+        Write::Extend { token, by, extender } => match leases.get(token) {
+            Some(lease) => Op::Extend { lease: lease.clone(), by, extender },
+            None => return extender.answer(Err(lost("extend"))),
+        },
+        Write::Abandon { token } => match leases.remove(token) {
+            Some(lease) => Op::Return { lease, counted: true },
+            None => return,
+        },
+        Write::Detach { consumer, reply } => {
+            let leases = leases.take_consumer(consumer);
+            ops.extend(leases.into_iter().map(|lease| Op::Return { lease, counted: true }));
+            drop(consumers.detach(consumer));
+            Op::Detached { reply }
+        }
+    };
+    ops.push(op);
 }
