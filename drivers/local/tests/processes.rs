@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use jobs_core::{ErrorKind, Message};
 use jobs_local::constructor;
+use rusqlite::Connection;
 use scratch::{Running, Scratch, connect, eventually, role, start};
 
 /// What the other process does. Not a test: it needs a role, and ends when it is told to.
@@ -52,6 +53,13 @@ fn told() -> bool {
 
 fn tell(child: &mut scratch::Reaped) {
     child.0.stdin.as_mut().unwrap().write_all(b"!").unwrap();
+}
+
+/// True if no process is in the middle of a transaction for a while.
+fn can_write(scratch: &Scratch) -> bool {
+    let file = Connection::open(scratch.path()).unwrap();
+    file.busy_timeout(Duration::from_millis(500)).unwrap();
+    file.execute_batch("BEGIN IMMEDIATE; ROLLBACK").is_ok()
 }
 
 fn micros() -> u128 {
@@ -128,7 +136,14 @@ async fn a_process_that_hangs_loses_its_jobs_when_the_lease_ends() {
         let pid = other.0.id().to_string();
         assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
     };
-    signal("-STOP");
+    // Whoever hangs while it writes keeps everybody from writing.
+    let mut stops = 0;
+    while stops == 0 || !can_write(&scratch) {
+        assert!(stops < 20, "it always writes");
+        stops += 1;
+        signal("-CONT");
+        signal("-STOP");
+    }
     for _ in 0..2 {
         let job = consumer.next().await;
         assert_eq!(job.attempt(), 2);
