@@ -21,7 +21,7 @@ use crate::store::Sql;
 
 /// Most jobs handed out in one transaction: pushes should not wait for more.
 const MOST_RESERVED: usize = 1_024;
-/// How long a transaction waits for the next to join it: less than a sync takes.
+/// How long a transaction waits for the next one to join it: less than a sync takes.
 const GATHERING: Duration = Duration::from_micros(100);
 /// How long a file that is closed waits for other processes.
 const PATIENCE_AT_THE_END: Duration = Duration::from_secs(2);
@@ -153,9 +153,9 @@ impl Writer {
         let mut group = Group::new(&self.store, self.terms)?;
         let mut verdicts = Vec::with_capacity(ops.len());
         let mut arrived = Instant::now();
-        // Those who were answered just now are about to come back: a sync for the first of them alone
-        // would keep the others waiting. Whoever comes alone does not wait.
-        let expected = self.last_group - self.last_group / 4;
+        // Most of those who were answered just now are about to come back: a sync without them would
+        // keep them waiting. Whoever comes alone does not wait.
+        let expected = ops.len() + self.last_group * 3 / 4;
         loop {
             for op in &ops[verdicts.len()..] {
                 verdicts.push(group.apply(op)?);
