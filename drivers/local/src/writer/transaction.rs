@@ -21,7 +21,7 @@ use crate::store::Sql;
 
 /// Most jobs handed out in one transaction: pushes should not wait for more.
 const MOST_RESERVED: usize = 1_024;
-/// How long a transaction waits for the next one to join it: less than a sync takes.
+/// How long a transaction waits for others to join it, all in all: less than a sync takes.
 const GATHERING: Duration = Duration::from_micros(100);
 /// How long a file that is closed waits for other processes.
 const PATIENCE_AT_THE_END: Duration = Duration::from_secs(2);
@@ -152,7 +152,7 @@ impl Writer {
     fn fill(&mut self, ops: &mut Vec<Op>, fetch: bool) -> Result<Filled, Fault> {
         let mut group = Group::new(&self.store, self.terms)?;
         let mut verdicts = Vec::with_capacity(ops.len());
-        let mut arrived = Instant::now();
+        let mut waited = Duration::ZERO;
         // Most of those who were answered just now are about to come back: a sync without them would
         // keep them waiting. Whoever comes alone does not wait.
         let expected = ops.len() + self.last_group * 3 / 4;
@@ -160,15 +160,15 @@ impl Writer {
             for op in &ops[verdicts.len()..] {
                 verdicts.push(group.apply(op)?);
             }
-            if !fetch || ops.len() >= expected || arrived.elapsed() >= GATHERING {
+            if !fetch || ops.len() >= expected || waited >= GATHERING {
                 break;
             }
             let writes = self.inbox.take_writes();
             if writes.is_empty() {
+                let start = Instant::now();
                 std::thread::yield_now();
-                continue;
+                waited += start.elapsed();
             }
-            arrived = Instant::now();
             for write in writes {
                 resolve(write, &mut self.leases, &mut self.consumers, ops);
             }
