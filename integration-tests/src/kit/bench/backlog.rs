@@ -6,10 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jobs_core::{Driver, Pipeline, Queue, Registry};
-use tokio::task::JoinSet;
 
-use super::local::{BATCH, ack, join};
-use super::{PAYLOAD, median, messages, share};
+use super::local::{consume, fill, push};
+use super::{PAYLOAD, median};
 
 const FEW: usize = 1_000;
 const MANY: usize = 1_000_000;
@@ -41,46 +40,15 @@ impl Open {
         Self { driver, queue }
     }
 
-    async fn fill(&self, jobs: usize) {
-        let mut waiting = messages(jobs).peekable();
-        while waiting.peek().is_some() {
-            let batch = waiting.by_ref().take(BATCH).collect();
-            for answer in self.driver.push_batch(batch).await {
-                answer.expect("stored");
-            }
-        }
-    }
-
-    async fn push(&self, jobs: usize) {
-        let mut tasks = JoinSet::new();
-        for caller in 0..CALLERS {
-            let driver = Arc::clone(&self.driver);
-            tasks.spawn(async move {
-                for message in messages(share(jobs, CALLERS, caller)) {
-                    driver.push(message).await.expect("stored");
-                }
-            });
-        }
-        join(tasks).await;
-    }
-
-    async fn consume(&self, jobs: usize) {
-        let mut tasks = JoinSet::new();
-        for worker in 0..CALLERS {
-            tasks.spawn(ack(self.queue.clone(), share(jobs, CALLERS, worker)));
-        }
-        join(tasks).await;
-    }
-
     /// Jobs pushed and consumed per second, with as many waiting after as before.
     async fn rates(&self) -> (f64, f64) {
         let (mut pushed, mut consumed) = (Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
             let start = Instant::now();
-            self.push(JOBS).await;
+            push(&self.driver, JOBS, CALLERS).await;
             pushed.push(JOBS as f64 / start.elapsed().as_secs_f64());
             let start = Instant::now();
-            self.consume(JOBS).await;
+            consume(&self.queue, JOBS, CALLERS).await;
             consumed.push(JOBS as f64 / start.elapsed().as_secs_f64());
         }
         (median(pushed.into_iter()), median(consumed.into_iter()))
@@ -91,13 +59,13 @@ impl Open {
 pub(crate) async fn run() {
     let directory = tempfile::tempdir().expect("a scratch directory");
     let few = Open::at(&directory.path().join("few.db")).await;
-    few.fill(FEW).await;
+    fill(&few.driver, FEW).await;
     let (push_few, consume_few) = few.rates().await;
     few.driver.stop().await.expect("stops");
 
     let path = directory.path().join("many.db");
     let many = Open::at(&path).await;
-    many.fill(MANY).await;
+    fill(&many.driver, MANY).await;
     many.driver.stop().await.expect("stops");
     drop(many);
     let start = Instant::now();
@@ -105,10 +73,10 @@ pub(crate) async fn run() {
     let first = many.queue.pop().await.expect("the queue is open");
     let reopened = start.elapsed();
     first.release().await.expect("the lease holds");
-    let (push, consume) = many.rates().await;
+    let (push_many, consume_many) = many.rates().await;
     let full = size(&path);
     let start = Instant::now();
-    many.consume(MANY).await;
+    consume(&many.queue, MANY, CALLERS).await;
     let drained = start.elapsed();
     let start = Instant::now();
     while size(&path) > EMPTY && start.elapsed() < PATIENCE {
@@ -116,11 +84,11 @@ pub(crate) async fn run() {
     }
     println!(
         "local backlog config=full concurrency={CALLERS} payload={PAYLOAD} pending={MANY} \
-         reopened_ms={} push={push:.0} push_ratio={:.2} consume={consume:.0} consume_ratio={:.2} \
-         drained_s={:.1} peak_mib={} file_mib={} left_mib={} reclaimed_s={:.1}",
+         reopened_ms={} push={push_many:.0} push_ratio={:.2} consume={consume_many:.0} \
+         consume_ratio={:.2} drained_s={:.1} peak_mib={} file_mib={} left_mib={} reclaimed_s={:.1}",
         reopened.as_millis(),
-        push / push_few,
-        consume / consume_few,
+        push_many / push_few,
+        consume_many / consume_few,
         drained.as_secs_f64(),
         peak_memory() >> 20,
         full >> 20,

@@ -15,7 +15,7 @@ use super::{Line, Side, Stopwatch, compare, messages, share};
 
 const CONFIGS: [&str; 2] = ["durable", "memory"];
 /// Jobs pushed at once to prepare for consuming.
-pub(super) const BATCH: usize = 1_024;
+const BATCH: usize = 1_024;
 
 pub(crate) fn run() {
     // First, so that the memory is its own.
@@ -34,7 +34,7 @@ pub(crate) fn run() {
     compare(&line("consume_one", "durable", 1, 2_000), raw(1), driver_consume(1, "durable"));
 }
 
-pub(super) async fn join(mut tasks: JoinSet<()>) {
+async fn join(mut tasks: JoinSet<()>) {
     while let Some(ended) = tasks.join_next().await {
         ended.expect("no side panics");
     }
@@ -109,16 +109,7 @@ fn driver_push(callers: usize) -> impl Side {
     async move |jobs, watch: &mut Stopwatch| {
         let local = local("durable").await;
         watch.restart();
-        let mut tasks = JoinSet::new();
-        for caller in 0..callers {
-            let driver = Arc::clone(&local.driver);
-            tasks.spawn(async move {
-                for message in messages(share(jobs, callers, caller)) {
-                    driver.push(message).await.expect("stored");
-                }
-            });
-        }
-        join(tasks).await;
+        push(&local.driver, jobs, callers).await;
         watch.stop();
         local.driver.stop().await.expect("stops");
     }
@@ -127,27 +118,51 @@ fn driver_push(callers: usize) -> impl Side {
 fn driver_consume(workers: usize, lease_storage: &'static str) -> impl Side {
     async move |jobs, watch: &mut Stopwatch| {
         let local = local(lease_storage).await;
-        let mut waiting = messages(jobs).peekable();
-        while waiting.peek().is_some() {
-            let batch = waiting.by_ref().take(BATCH).collect();
-            for answer in local.driver.push_batch(batch).await {
-                answer.expect("stored");
-            }
-        }
+        fill(&local.driver, jobs).await;
         watch.restart();
         let queue = Queue::new();
         local.driver.run(queue.open_lane(&local.pipeline)).await.expect("runs once");
-        let mut tasks = JoinSet::new();
-        for worker in 0..workers {
-            tasks.spawn(ack(queue.clone(), share(jobs, workers, worker)));
-        }
-        join(tasks).await;
+        consume(&queue, jobs, workers).await;
         watch.stop();
         local.driver.stop().await.expect("stops");
     }
 }
 
-pub(super) async fn ack(queue: Queue, jobs: usize) {
+/// Pushes in batches, to prepare.
+pub(super) async fn fill(driver: &Arc<dyn Driver>, jobs: usize) {
+    let mut waiting = messages(jobs).peekable();
+    while waiting.peek().is_some() {
+        let batch = waiting.by_ref().take(BATCH).collect();
+        for answer in driver.push_batch(batch).await {
+            answer.expect("stored");
+        }
+    }
+}
+
+/// Pushes one by one, by so many callers.
+pub(super) async fn push(driver: &Arc<dyn Driver>, jobs: usize, callers: usize) {
+    let mut tasks = JoinSet::new();
+    for caller in 0..callers {
+        let driver = Arc::clone(driver);
+        tasks.spawn(async move {
+            for message in messages(share(jobs, callers, caller)) {
+                driver.push(message).await.expect("stored");
+            }
+        });
+    }
+    join(tasks).await;
+}
+
+/// Acknowledges jobs, by so many workers.
+pub(super) async fn consume(queue: &Queue, jobs: usize, workers: usize) {
+    let mut tasks = JoinSet::new();
+    for worker in 0..workers {
+        tasks.spawn(ack(queue.clone(), share(jobs, workers, worker)));
+    }
+    join(tasks).await;
+}
+
+async fn ack(queue: Queue, jobs: usize) {
     for _ in 0..jobs {
         let job = queue.pop().await.expect("the queue is open");
         job.ack().await.expect("the lease holds");
