@@ -1,0 +1,175 @@
+//! Answers that a good server gives seldom, or never.
+
+mod support;
+
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use jobs_core::{Driver, ErrorKind, Message};
+use tokio::time::timeout;
+
+use support::{Say, Server, connect, start};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Says something once, to the first command that begins so.
+fn once(command: &'static str, say: Say) -> impl Fn(&str) -> Option<Say> + Send + Sync {
+    let said = AtomicUsize::new(0);
+    move |line| {
+        let first = line.starts_with(command) && said.fetch_add(1, Ordering::AcqRel) == 0;
+        first.then(|| say.clone())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_answer_to_a_put_is_an_outcome_and_the_next_push_works() {
+    use ErrorKind::{Broker, Connection, PayloadTooLarge};
+    // With what is said only once, a server that is full has room at the second attempt.
+    let table = [
+        ("OUT_OF_MEMORY", None),
+        ("DRAINING", None),
+        ("JOB_TOO_BIG", Some((PayloadTooLarge, false, false))),
+        ("BURIED 7", Some((ErrorKind::Full, true, true))),
+        ("INTERNAL_ERROR", Some((Broker, true, true))),
+        ("BAD_FORMAT", Some((Broker, false, false))),
+        ("UNKNOWN_COMMAND", Some((Connection, true, true))),
+        ("EXPECTED_CRLF", Some((Connection, true, true))),
+        ("INSERTED", Some((Connection, true, true))),
+        ("INSERTED many", Some((Connection, true, true))),
+        ("HTTP/1.1 400 Bad Request", Some((Connection, true, true))),
+        ("", Some((Connection, true, true))),
+        ("RESERVED 1 3\r\nabc", Some((Connection, true, true))),
+    ];
+    for (line, expected) in table {
+        let server = Server::start(once("put", Say::line(line)));
+        expect(&server, line, expected).await;
+    }
+    let lost = Some((Connection, true, true));
+    let server = Server::start(once("put", Say::Bytes(b"\xff\xfe\r\n".to_vec())));
+    expect(&server, "no text", lost).await;
+    let server = Server::start(once("put", Say::Close));
+    expect(&server, "nothing", lost).await;
+}
+
+async fn expect(server: &Server, said: &str, expected: Option<(ErrorKind, bool, bool)>) {
+    let driver = connect(server.pipeline().with_option("push_timeout", "5s")).await.unwrap();
+    let found = driver.push(Message::new("a", "")).await.err();
+    let found = found.map(|e| (e.kind(), e.is_retryable(), e.may_be_stored()));
+    assert_eq!(found, expected, "{said}");
+    driver.push(Message::new("a", "")).await.unwrap_or_else(|error| panic!("{said}: {error:?}"));
+    driver.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_stays_full_is_waited_for_and_then_told_so() {
+    for (line, kind) in [("OUT_OF_MEMORY", ErrorKind::Full), ("DRAINING", ErrorKind::Throttled)] {
+        let script = move |command: &str| command.starts_with("put").then(|| Say::line(line));
+        let server = Server::start(script);
+        let driver = connect(server.pipeline()).await.unwrap();
+        let start = Instant::now();
+        let answers = driver.push_batch(vec![Message::new("a", ""), Message::new("b", "")]).await;
+        assert!(start.elapsed() >= Duration::from_millis(300));
+        for answer in answers {
+            let error = answer.unwrap_err();
+            assert_eq!((error.kind(), error.is_retryable()), (kind, true));
+            assert!(!error.may_be_stored(), "{error:?}");
+        }
+        driver.stop().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consuming_goes_on_after_any_answer_to_a_request_for_a_job() {
+    let answers = [
+        Say::line("DEADLINE_SOON"),
+        Say::line("OUT_OF_MEMORY"),
+        Say::line("INTERNAL_ERROR"),
+        Say::line("nonsense"),
+        Say::line("RESERVED"),
+        Say::line("RESERVED 1"),
+        Say::line("RESERVED one 3\r\nabc"),
+        Say::line("RESERVED 1 -3"),
+        // The client panics on it.
+        Say::line("RESERVED 1 9223372036854775807"),
+        Say::Bytes(b"RESERVED 1 10\r\nhalf".to_vec()),
+        Say::Bytes(b"\xff\xff\r\n".to_vec()),
+        Say::Nothing,
+        Say::Close,
+    ];
+    for answer in answers {
+        let (asked, first) = (AtomicUsize::new(0), answer.clone());
+        let server = Server::start(move |command| {
+            if !command.starts_with("reserve") {
+                return None;
+            }
+            match asked.fetch_add(1, Ordering::AcqRel) {
+                0 => Some(first.clone()),
+                1 => {
+                    Some(Say::job(2, "jobs/1 {\"i\":\"x\",\"n\":\"a\",\"p\":1,\"t\":30}\npayload"))
+                }
+                _ => None,
+            }
+        });
+        let pipeline = server.pipeline().with_option("connections", 1);
+        let (driver, queue) = start(pipeline).await.unwrap();
+        // A half of a reply, or none, is noticed when the server is hung up on.
+        let job = timeout(PATIENCE, queue.pop()).await;
+        let job = job.unwrap_or_else(|_| panic!("{answer:?}")).expect("open");
+        assert_eq!((job.id().as_str(), &job.payload()[..]), ("x", &b"payload"[..]), "{answer:?}");
+        job.ack().await.unwrap();
+        driver.stop().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_settlement_that_the_server_refuses_gives_the_job_back() {
+    let job = Say::job(2, "jobs/1 {\"i\":\"x\",\"n\":\"a\",\"p\":1,\"t\":30}\n");
+    let (reserve, delete) = (once("reserve", job), once("delete", Say::line("INTERNAL_ERROR")));
+    let server = Server::start(move |command| reserve(command).or_else(|| delete(command)));
+    let (driver, queue) = start(server.pipeline()).await.unwrap();
+    let job = timeout(PATIENCE, queue.pop()).await.expect("a job").expect("open");
+    let refused = job.ack().await.unwrap_err();
+    assert_eq!((refused.error().kind(), refused.error().is_retryable()), (ErrorKind::Broker, true));
+    refused.into_job().ack().await.unwrap();
+    driver.stop().await.unwrap();
+}
+
+/// The protocol has no authentication, and the client believes every length.
+#[test]
+fn a_hostile_length_aborts_the_process() {
+    const CHILD: &str = "JOBS_BEANSTALK_TEST_CHILD";
+    if std::env::var_os(CHILD).is_some() {
+        return believe_a_length();
+    }
+    let mut child = Command::new(std::env::current_exe().expect("this program"))
+        .args(["--exact", "a_hostile_length_aborts_the_process"])
+        .env(CHILD, "1")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("a child");
+    let start = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().expect("a child") {
+            break status;
+        }
+        if start.elapsed() > PATIENCE {
+            child.kill().expect("a child");
+            panic!("it lives on");
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    const SIGABRT: i32 = 6;
+    assert_eq!(status.signal(), Some(SIGABRT), "{status:?}");
+}
+
+fn believe_a_length() {
+    let server = Server::start(once("reserve", Say::line("RESERVED 1 99999999999999")));
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(async {
+        let (_driver, queue) = start(server.pipeline()).await.expect("it runs");
+        let _ = timeout(PATIENCE, queue.pop()).await;
+    });
+}
