@@ -30,7 +30,8 @@ struct Entry {
     /// An ack or reject was handed over and not answered.
     ending: bool,
     end: Option<End>,
-    /// At the end of a process that worked: the answer will never come.
+    /// The answer to an ack or reject will never come: its connection is lost, or the process that
+    /// worked has ended.
     orphaned: bool,
     /// It had ended before a process did: a delivery to another is no late news.
     sealed: bool,
@@ -138,6 +139,12 @@ impl Ledger {
         self.note(Event::Ending, id);
     }
 
+    /// An ack or reject failed, because the lease is lost: with its connection, then it may have been
+    /// taken all the same, or before. Where acks are not confirmed this says nothing.
+    pub fn unanswered(&self, id: &JobId) {
+        self.note(Event::Unanswered, id);
+    }
+
     /// An ack was confirmed. True if the job ended now.
     pub fn done(&self, id: &JobId) -> bool {
         self.note(Event::Done, id)
@@ -165,10 +172,11 @@ impl Ledger {
         ended
     }
 
-    /// Accepted jobs that have not ended.
+    /// Accepted jobs that have certainly not ended.
     #[must_use]
     pub fn open(&self) -> u64 {
-        let open = |entry: &&Entry| entry.push == Push::Accepted && entry.end.is_none();
+        let open =
+            |entry: &&Entry| entry.push == Push::Accepted && entry.end.is_none() && !entry.orphaned;
         self.entries().values().filter(open).count() as u64
     }
 
@@ -222,6 +230,7 @@ impl Entry {
                 self.held = self.held.saturating_sub(1);
                 self.ending = event == Event::Ending;
             }
+            Event::Unanswered => self.orphaned = self.end.is_none() && !unconfirmed,
             Event::Done => return self.end(End::Done, unconfirmed),
             Event::Dead => return self.end(End::Dead, unconfirmed),
         }
@@ -335,6 +344,26 @@ mod tests {
         ledger.crashed();
         let totals = ledger.totals(0);
         assert_eq!((totals.duplicated, totals.done, totals.lost), (0, 0, 2));
+    }
+
+    #[test]
+    fn an_ack_whose_answer_is_lost_may_have_been_taken() {
+        let ledger = Ledger::new();
+        ledger.accepted(&id());
+        ledger.delivered(&id());
+        ledger.ending(&id());
+        ledger.unanswered(&id());
+        let found = |at_broker| {
+            let totals = ledger.totals(at_broker);
+            (totals.done, totals.pending, totals.lost, ledger.open())
+        };
+        assert_eq!((found(0), found(1)), ((1, 0, 0, 0), (0, 1, 0, 0)), "or it is back");
+        ledger.delivered(&id());
+        assert_eq!(found(0), (0, 0, 1, 1), "it was not");
+        let ledger = Ledger::unconfirmed();
+        ledger.accepted(&id());
+        ledger.unanswered(&id());
+        assert_eq!(ledger.totals(0).lost, 1);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use jobs_core::{Job, Message};
+use jobs_core::{ErrorKind, Job, Message};
 use tokio::task::JoinSet;
 
 use crate::{CaseResult, Fixture, Ledger, TestPipeline, Totals, Unexpected};
@@ -125,8 +125,10 @@ async fn push(pipeline: &TestPipeline, ledger: &Ledger, message: Message) {
 async fn ack(ledger: &Ledger, job: Job) {
     let id = job.id().clone();
     ledger.returning(&id);
-    // If its connection is gone the job comes again.
-    if job.ack().await.is_ok() {
-        ledger.done(&id);
+    match job.ack().await {
+        Ok(()) => drop(ledger.done(&id)),
+        // If its connection is gone the job comes again, unless the ack arrived.
+        Err(refused) if refused.error().kind() == ErrorKind::LeaseLost => ledger.unanswered(&id),
+        Err(_) => {}
     }
 }

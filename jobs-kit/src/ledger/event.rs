@@ -16,18 +16,20 @@ pub(crate) enum Event {
     Delivered,
     Returning,
     Ending,
+    Unanswered,
     Done,
     Dead,
 }
 
 impl Event {
-    const LETTERS: [(Self, u8); 8] = [
+    const LETTERS: [(Self, u8); 9] = [
         (Self::Pushing, b'p'),
         (Self::Accepted, b'a'),
         (Self::Uncertain, b'u'),
         (Self::Delivered, b'd'),
         (Self::Returning, b'r'),
         (Self::Ending, b'e'),
+        (Self::Unanswered, b'n'),
         (Self::Done, b'o'),
         (Self::Dead, b'x'),
     ];
