@@ -509,6 +509,7 @@ impl Hand<'_> {
         if let Some(inlet) = gate.inlet.as_ref().filter(|_| gate.running) {
             let wakeup = inlet.deliver(credit, delivery);
             drop(gate);
+            self.post.done();
             drop(wakeup);
             return Ok(());
         }

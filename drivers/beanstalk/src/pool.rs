@@ -21,7 +21,7 @@ use crate::connection::{Client, Connector};
 use crate::error::panicked;
 use crate::health::Health;
 
-/// A session that lasted so long was no failure to connect.
+/// A session that lasted so long was no failure to connect, as one that got something done.
 const LASTING: Duration = Duration::from_secs(1);
 /// A job has 65,535 bytes by default, and what holds it is on the heap.
 const STACK: usize = 256 << 10;
@@ -73,12 +73,14 @@ pub(crate) struct Post {
     relieved: AtomicBool,
     /// Its commands have been overdue, and were told so.
     told: AtomicBool,
+    /// Its connection was of use.
+    done: AtomicBool,
 }
 
 impl Post {
     fn new(number: u64) -> Self {
-        let (relieved, told) = Default::default();
-        Self { number, overdue: Mutex::default(), relieved, told }
+        let (relieved, told, done) = Default::default();
+        Self { number, overdue: Mutex::default(), relieved, told, done }
     }
 
     /// Does what may block. It should be done within `allowance`.
@@ -88,6 +90,11 @@ impl Post {
         *lock(&self.overdue) = None;
         self.told.store(false, Ordering::Relaxed);
         done
+    }
+
+    /// Its connection was of use: should it be lost, the next one is tried soon.
+    pub(crate) fn done(&self) {
+        self.done.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn is_relieved(&self) -> bool {
@@ -232,7 +239,9 @@ impl Crew {
             }
             self.health.met(&error);
             self.duty.failed(error);
-            failures = if begun.elapsed() < LASTING { failures + 1 } else { 1 };
+            let lasted = begun.elapsed() >= LASTING;
+            let good = post.done.swap(false, Ordering::Relaxed) || lasted;
+            failures = if good { 1 } else { failures + 1 };
             self.pause(post, Backoff::RECONNECT.delay(failures));
         }
         if post.is_relieved() {

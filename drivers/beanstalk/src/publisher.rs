@@ -351,7 +351,10 @@ impl Desk {
                 return Err((too_late(self.patience, None), None));
             }
             let failure = match post.during(self.patience, || client.put(&put)) {
-                Ok(()) => return Ok(()),
+                Ok(()) => {
+                    post.done();
+                    return Ok(());
+                }
                 Err(failure) => failure,
             };
             let error = failure.of_put();
