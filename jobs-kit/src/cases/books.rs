@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use jobs_core::{ErrorKind, Job, Message};
+use jobs_core::{ErrorKind, Job, Message, SettleError};
 use tokio::task::JoinSet;
 
 use crate::{CaseResult, Fixture, Ledger, TestPipeline, Totals, Unexpected};
@@ -51,7 +51,13 @@ impl Books {
             self.workers.spawn(async move {
                 while let Some(job) = queue.pop().await {
                     ledger.delivered(job.id());
-                    ack(&ledger, job).await;
+                    let id = job.id().clone();
+                    if let Err(refused) = ack(&ledger, job).await
+                        && refused.error().kind() == ErrorKind::LeaseLost
+                    {
+                        // A fault may have come between the ack and its answer.
+                        ledger.unanswered(&id);
+                    }
                 }
             });
         }
@@ -64,10 +70,10 @@ impl Books {
         Ok(jobs)
     }
 
-    /// Acknowledges jobs that were held.
+    /// Acknowledges jobs that were held through a fault: those that are refused must come again.
     pub(super) async fn ack(&self, jobs: Vec<Job>) {
         for job in jobs {
-            ack(&self.ledger, job).await;
+            drop(ack(&self.ledger, job).await);
         }
     }
 
@@ -122,13 +128,9 @@ async fn push(pipeline: &TestPipeline, ledger: &Ledger, message: Message) {
     }
 }
 
-async fn ack(ledger: &Ledger, job: Job) {
+/// If its connection is gone the job comes again.
+async fn ack(ledger: &Ledger, job: Job) -> Result<(), SettleError> {
     let id = job.id().clone();
     ledger.returning(&id);
-    match job.ack().await {
-        Ok(()) => drop(ledger.done(&id)),
-        // If its connection is gone the job comes again, unless the ack arrived.
-        Err(refused) if refused.error().kind() == ErrorKind::LeaseLost => ledger.unanswered(&id),
-        Err(_) => {}
-    }
+    job.ack().await.map(|()| drop(ledger.done(&id)))
 }
