@@ -2,6 +2,7 @@
 
 pub(crate) mod amqp;
 mod backlog;
+pub(crate) mod beanstalk;
 pub(crate) mod local;
 pub(crate) mod memory;
 

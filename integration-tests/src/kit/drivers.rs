@@ -4,6 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use integration_tests::amqp::{self, Amqp};
+use integration_tests::beanstalk::{self, Beanstalk};
+use integration_tests::beanstalkd::{Mode, Servers};
 use jobs_core::{Capabilities, Pipeline};
 use jobs_kit::{Harness, Suite};
 
@@ -52,6 +54,14 @@ pub(crate) const DRIVERS: &[Driver] = &[
         harness: || Arc::new(Amqp::quorum(&Arc::default())),
         shared: None,
         bench: bench::amqp::run,
+    },
+    Driver {
+        name: jobs_beanstalk::NAME,
+        capabilities: || planned(&jobs_beanstalk::constructor(), &[]),
+        suite: beanstalk::suite,
+        harness: || Arc::new(Beanstalk::binlog(&Arc::new(Servers::new(Mode::Synced)))),
+        shared: None,
+        bench: bench::beanstalk::run,
     },
 ];
 
