@@ -30,6 +30,8 @@ struct Entry {
     /// An ack or reject was handed over and not answered.
     ending: bool,
     end: Option<End>,
+    /// The broker's number for the delivery that ended.
+    ended_at: Option<u64>,
     /// The answer to an ack or reject will never come: its connection is lost, or the process that
     /// worked has ended.
     orphaned: bool,
@@ -150,9 +152,21 @@ impl Ledger {
         self.note(Event::Done, id)
     }
 
+    /// As [`done`](Self::done), of the delivery with this [position](jobs_core::Job::position). An end
+    /// at another one is that of a copy: a requeue that was cut off between copy and original leaves
+    /// both, which is a duplicate and no ack that did not hold.
+    pub fn done_at(&self, id: &JobId, position: Option<u64>) -> bool {
+        self.note_at(Event::Done, id, position)
+    }
+
     /// A rejection was confirmed. True if the job ended now.
     pub fn dead(&self, id: &JobId) -> bool {
         self.note(Event::Dead, id)
+    }
+
+    /// As [`done_at`](Self::done_at), of a rejection.
+    pub fn dead_at(&self, id: &JobId, position: Option<u64>) -> bool {
+        self.note_at(Event::Dead, id, position)
     }
 
     /// The process that worked has ended, and everything it told is noted. What was under way may
@@ -163,8 +177,13 @@ impl Ledger {
 
     /// True if a job ended now.
     pub(crate) fn note(&self, event: Event, id: &JobId) -> bool {
+        self.note_at(event, id, None)
+    }
+
+    fn note_at(&self, event: Event, id: &JobId, position: Option<u64>) -> bool {
         let mut entries = self.entries();
-        let ended = entries.entry(id.clone()).or_default().note(event, self.unconfirmed);
+        let entry = entries.entry(id.clone()).or_default();
+        let ended = entry.note(event, self.unconfirmed, position);
         // While the entries are locked, so that the order is the same.
         if let Some(listener) = &self.listener {
             listener.tell(event, id);
@@ -215,7 +234,7 @@ impl Ledger {
 }
 
 impl Entry {
-    fn note(&mut self, event: Event, unconfirmed: bool) -> bool {
+    fn note(&mut self, event: Event, unconfirmed: bool, position: Option<u64>) -> bool {
         match event {
             Event::Pushing => {}
             Event::Accepted => self.push = Push::Accepted,
@@ -231,15 +250,19 @@ impl Entry {
                 self.ending = event == Event::Ending;
             }
             Event::Unanswered => self.orphaned = self.end.is_none() && !unconfirmed,
-            Event::Done => return self.end(End::Done, unconfirmed),
-            Event::Dead => return self.end(End::Dead, unconfirmed),
+            Event::Done => return self.end(End::Done, unconfirmed, position),
+            Event::Dead => return self.end(End::Dead, unconfirmed, position),
         }
         false
     }
 
-    fn end(&mut self, end: End, unconfirmed: bool) -> bool {
+    fn end(&mut self, end: End, unconfirmed: bool, position: Option<u64>) -> bool {
         let first = self.end.is_none();
-        self.came_back |= !first && !unconfirmed;
+        let of_copy = position.zip(self.ended_at).is_some_and(|(one, other)| one != other);
+        self.came_back |= !first && !unconfirmed && !of_copy;
+        if first {
+            self.ended_at = position;
+        }
         self.end.get_or_insert(end);
         first
     }
@@ -310,6 +333,16 @@ mod tests {
         assert!(!ledger.done(&id()));
         let totals = ledger.totals(0);
         assert_eq!((totals.duplicated, totals.came_back, totals.is_sound()), (2, 1, false));
+    }
+
+    #[test]
+    fn the_end_of_a_copy_is_not_that_of_the_original() {
+        let ledger = Ledger::new();
+        ledger.accepted(&id());
+        assert!(ledger.done_at(&id(), Some(1)) && !ledger.done_at(&id(), Some(2)));
+        assert!(ledger.totals(0).is_sound());
+        assert!(!ledger.dead_at(&id(), Some(1)));
+        assert_eq!(ledger.totals(0).came_back, 1);
     }
 
     #[test]

@@ -245,7 +245,7 @@ async fn work(world: Arc<World>, consumer: TestPipeline, mut random: Rng) {
 
 impl World {
     async fn settle(&self, job: Job, random: &mut Rng) {
-        let id = job.id().clone();
+        let (id, position) = (job.id().clone(), job.position());
         let last = job.attempt() >= LAST_ATTEMPT || self.draining.load(Ordering::Relaxed);
         let outcome = match random.u8(..100) {
             _ if last || job.message().auto_ack() => Outcome::Ack,
@@ -274,8 +274,8 @@ impl World {
         }
         let ended = settled.is_ok()
             && match outcome {
-                Outcome::Ack => self.ledger.done(&id),
-                Outcome::Reject => self.ledger.dead(&id),
+                Outcome::Ack => self.ledger.done_at(&id, position),
+                Outcome::Reject => self.ledger.dead_at(&id, position),
                 _ => false,
             };
         self.open.add_permits(usize::from(ended));

@@ -130,7 +130,9 @@ async fn push(pipeline: &TestPipeline, ledger: &Ledger, message: Message) {
 
 /// If its connection is gone the job comes again.
 async fn ack(ledger: &Ledger, job: Job) -> Result<(), SettleError> {
-    let id = job.id().clone();
+    let (id, position) = (job.id().clone(), job.position());
     ledger.returning(&id);
-    job.ack().await.map(|()| drop(ledger.done(&id)))
+    job.ack().await?;
+    ledger.done_at(&id, position);
+    Ok(())
 }
