@@ -207,7 +207,6 @@ impl Duty for Floor {
     fn serve(&self, post: &Post, client: &mut Client) -> Result<()> {
         let watching = post.during(self.config.push_timeout, || client.watch(&self.config.tube));
         watching.map_err(|failure| failure.error("run"))?;
-        lock(&self.freshness).forget();
         let epoch = Epoch::begin(&self.capabilities, &self.epochs);
         lock(&self.serving).push((post.number, Arc::clone(&epoch)));
         self.begin(Ok(()));
@@ -258,6 +257,7 @@ impl Floor {
 
     fn end(&self, epoch: &Epoch) {
         let over = epoch.kill();
+        lock(&self.freshness).forget();
         epoch.credit().into_iter().for_each(|credit| self.unused(credit));
         self.withdraw(&over);
         // Others may have to wait for jobs in its place.

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use jobs_core::{Driver, ErrorKind, Message};
+use jobs_core::{ErrorKind, Message};
 use tokio::time::timeout;
 
 use support::{Say, Server, connect, start};

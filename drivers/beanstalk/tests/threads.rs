@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use jobs_core::{Driver, ErrorKind, Message};
+use jobs_core::{ErrorKind, Message};
 use tokio::sync::Mutex;
 use tokio::time::sleep;
 

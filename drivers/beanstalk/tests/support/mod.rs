@@ -1,4 +1,5 @@
 //! A server that says what a test wants, which a real one seldom does.
+#![allow(dead_code, reason = "each test program uses a part")]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
@@ -10,7 +11,7 @@ use jobs_core::{Driver, Pipeline, Queue, Registry, Result};
 
 /// What is said to a command.
 #[derive(Clone, Debug)]
-pub enum Say {
+pub(crate) enum Say {
     Bytes(Vec<u8>),
     /// Nothing, and nothing more on this connection.
     Nothing,
@@ -18,26 +19,26 @@ pub enum Say {
 }
 
 impl Say {
-    pub fn line(text: &str) -> Self {
+    pub(crate) fn line(text: &str) -> Self {
         Self::Bytes(format!("{text}\r\n").into_bytes())
     }
 
-    pub fn job(id: u64, body: &str) -> Self {
+    pub(crate) fn job(id: u64, body: &str) -> Self {
         Self::line(&format!("RESERVED {id} {}\r\n{body}", body.len()))
     }
 }
 
 /// Given a command's line. None: what a server with an empty tube says.
-pub type Script = dyn Fn(&str) -> Option<Say> + Send + Sync;
+pub(crate) type Script = dyn Fn(&str) -> Option<Say> + Send + Sync;
 
 /// Serves until it is dropped.
-pub struct Server {
+pub(crate) struct Server {
     port: u16,
     connections: Arc<Mutex<Vec<TcpStream>>>,
 }
 
 impl Server {
-    pub fn start(script: impl Fn(&str) -> Option<Say> + Send + Sync + 'static) -> Self {
+    pub(crate) fn start(script: impl Fn(&str) -> Option<Say> + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
         let port = listener.local_addr().expect("bound").port();
         let connections: Arc<Mutex<Vec<TcpStream>>> = Arc::default();
@@ -53,7 +54,7 @@ impl Server {
     }
 
     /// Closes all connections.
-    pub fn hang_up(&self) {
+    pub(crate) fn hang_up(&self) {
         let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
         for stream in connections.drain(..) {
             let _ = stream.shutdown(Shutdown::Both);
@@ -61,7 +62,7 @@ impl Server {
     }
 
     /// A pipeline on it that soon loses its patience.
-    pub fn pipeline(&self) -> Pipeline {
+    pub(crate) fn pipeline(&self) -> Pipeline {
         Pipeline::new("p", jobs_beanstalk::NAME)
             .with_option("addr", format!("tcp://127.0.0.1:{}", self.port))
             .with_option("push_timeout", "300ms")
@@ -74,14 +75,14 @@ impl Drop for Server {
     }
 }
 
-pub async fn connect(pipeline: Pipeline) -> Result<Arc<dyn Driver>> {
+pub(crate) async fn connect(pipeline: Pipeline) -> Result<Arc<dyn Driver>> {
     let mut registry = Registry::new();
     registry.register(jobs_beanstalk::constructor())?;
     registry.connect(pipeline).await
 }
 
 /// Connects and consumes.
-pub async fn start(pipeline: Pipeline) -> Result<(Arc<dyn Driver>, Queue)> {
+pub(crate) async fn start(pipeline: Pipeline) -> Result<(Arc<dyn Driver>, Queue)> {
     let driver = connect(pipeline.clone()).await?;
     let queue = Queue::new();
     driver.run(queue.open_lane(&pipeline)).await?;
