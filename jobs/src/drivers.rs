@@ -10,6 +10,8 @@ pub fn default_registry() -> Registry {
     let mut registry = Registry::new();
     #[cfg(feature = "amqp")]
     registry.register(jobs_amqp::constructor()).expect("our drivers have different names");
+    #[cfg(feature = "beanstalk")]
+    registry.register(jobs_beanstalk::constructor()).expect("our drivers have different names");
     #[cfg(feature = "local")]
     registry.register(jobs_local::constructor()).expect("our drivers have different names");
     #[cfg(feature = "memory")]

@@ -14,6 +14,10 @@ pub use drivers::default_registry;
 /// The driver `amqp`: options, mapping and guarantees.
 #[cfg(feature = "amqp")]
 pub use jobs_amqp as amqp;
+/// The driver `beanstalk`, for its own functions such as
+/// [`buried`](beanstalk::BeanstalkConstructor::buried).
+#[cfg(feature = "beanstalk")]
+pub use jobs_beanstalk as beanstalk;
 pub use jobs_core::{
     Attempts, Backoff, Bytes, Capabilities, Constructor, Driver, Error, ErrorKind, Headers, Job,
     JobId, KafkaOptions, Lease, Message, Options, Outcome, Pipeline, Plan, Problem, Registry,
