@@ -64,8 +64,11 @@ struct Order {
 
 enum Work {
     Put { puts: Vec<Put>, deadline: Instant, reply: oneshot::Sender<Vec<Stored>> },
-    Ask(Box<dyn FnOnce(&mut Client) -> Answer<()> + Send>),
+    Ask(Question),
 }
+
+/// Who asks is told by it; that the connection is lost is its answer.
+type Question = Box<dyn FnOnce(&mut Client) -> Answer<()> + Send>;
 
 /// What became of a put. One that certainly was not stored comes back.
 type Stored = Result<(), (Error, Option<Put>)>;

@@ -47,7 +47,7 @@ struct Entry {
 }
 
 /// What is to be done now.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Due {
     /// Ask the server for more time.
     Renew(Token),

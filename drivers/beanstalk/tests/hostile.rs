@@ -54,12 +54,13 @@ async fn every_answer_to_a_put_is_an_outcome_and_the_next_push_works() {
 }
 
 async fn expect(server: &Server, said: &str, expected: Option<(ErrorKind, bool, bool)>) {
-    let driver = connect(server.pipeline().with_option("push_timeout", "5s")).await.unwrap();
+    let pipeline = server.pipeline().with_option("push_timeout", "5s");
+    let driver = connect(pipeline).await.expect("it answers");
     let found = driver.push(Message::new("a", "")).await.err();
     let found = found.map(|e| (e.kind(), e.is_retryable(), e.may_be_stored()));
     assert_eq!(found, expected, "{said}");
     driver.push(Message::new("a", "")).await.unwrap_or_else(|error| panic!("{said}: {error:?}"));
-    driver.stop().await.unwrap();
+    driver.stop().await.expect("it stops");
 }
 
 #[tokio::test(flavor = "multi_thread")]

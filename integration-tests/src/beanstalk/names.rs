@@ -50,7 +50,7 @@ async fn ipv6_only(fx: Fixture) -> CaseResult {
     const NAME: &str = "ip6-localhost";
     let resolved = (NAME, 11300).to_socket_addrs().map(Iterator::collect::<Vec<_>>);
     match resolved {
-        Ok(found) if !found.is_empty() && found.iter().all(|address| address.is_ipv6()) => {}
+        Ok(found) if !found.is_empty() && found.iter().all(std::net::SocketAddr::is_ipv6) => {}
         found => return Err(CaseError::ignored(format!("here `{NAME}` is {found:?}"))),
     }
     let error = connect(&fx, format!("tcp://{NAME}:11300")).await?;

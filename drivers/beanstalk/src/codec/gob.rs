@@ -145,7 +145,7 @@ impl Reader<'_> {
                 3 => reader.structure()?,
                 4 => reader.elements(|key, element| Type::Map { key, element })?,
                 5..=7 => {
-                    reader.fields(|reader, number| reader.common(number))?;
+                    reader.fields(Self::common)?;
                     Type::Opaque
                 }
                 _ => return None,
