@@ -159,6 +159,17 @@ impl Ledger {
         self.note_at(Event::Done, id, position)
     }
 
+    /// A job that was settled when it was handed out has run. Nobody heard the answer, so that it may
+    /// come back. True if it ended now.
+    pub fn auto_acked(&self, id: &JobId) -> bool {
+        let mut entries = self.entries();
+        let ended = entries.entry(id.clone()).or_default().note(Event::Done, true, None);
+        if let Some(listener) = &self.listener {
+            listener.tell(Event::Done, id);
+        }
+        ended
+    }
+
     /// A rejection was confirmed. True if the job ended now.
     pub fn dead(&self, id: &JobId) -> bool {
         self.note(Event::Dead, id)
@@ -343,6 +354,14 @@ mod tests {
         assert!(ledger.totals(0).is_sound());
         assert!(!ledger.dead_at(&id(), Some(1)));
         assert_eq!(ledger.totals(0).came_back, 1);
+    }
+
+    #[test]
+    fn a_job_that_was_settled_when_handed_out_may_come_back() {
+        let ledger = Ledger::new();
+        ledger.accepted(&id());
+        assert!(ledger.auto_acked(&id()) && !ledger.auto_acked(&id()));
+        assert!(ledger.totals(0).is_sound());
     }
 
     #[test]

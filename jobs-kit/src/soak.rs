@@ -246,9 +246,10 @@ async fn work(world: Arc<World>, consumer: TestPipeline, mut random: Rng) {
 impl World {
     async fn settle(&self, job: Job, random: &mut Rng) {
         let (id, position) = (job.id().clone(), job.position());
+        let auto_ack = job.message().auto_ack();
         let last = job.attempt() >= LAST_ATTEMPT || self.draining.load(Ordering::Relaxed);
         let outcome = match random.u8(..100) {
-            _ if last || job.message().auto_ack() => Outcome::Ack,
+            _ if last || auto_ack => Outcome::Ack,
             0..5 => {
                 self.ledger.returning(&id);
                 return drop(job);
@@ -274,6 +275,7 @@ impl World {
         }
         let ended = settled.is_ok()
             && match outcome {
+                Outcome::Ack if auto_ack => self.ledger.auto_acked(&id),
                 Outcome::Ack => self.ledger.done_at(&id, position),
                 Outcome::Reject => self.ledger.dead_at(&id, position),
                 _ => false,
