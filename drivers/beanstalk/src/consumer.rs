@@ -420,10 +420,7 @@ impl Hand<'_> {
         let Decoded { message, terms } = codec::decode(&body);
         let ours = terms.is_some();
         let terms = match terms {
-            Some(terms) if self.before.is_fresh(terms.priority, id) => {
-                lock(&self.floor.freshness).came(terms.priority, id);
-                terms
-            }
+            Some(terms) if self.is_fresh(terms.priority, id) => terms,
             _ => match self.ask_about(id, terms)? {
                 Some((terms, 0)) => terms,
                 Some((terms, lost)) => {
@@ -448,6 +445,18 @@ impl Hand<'_> {
         let ends = self.floor.config.max_lease.map(|most| Instant::now() + most);
         let (priority, attempt) = (terms.priority, terms.attempt);
         Ok(Some(Reservation { id, priority, time_to_run, message, attempt, ours, renewed, ends }))
+    }
+
+    /// True if a job surely comes for the first time. Judged by what had come before it was asked for,
+    /// as those that are asked for at once arrive in any order; and by what has come since, for a request
+    /// that waited for long.
+    fn is_fresh(&self, priority: u32, id: u64) -> bool {
+        let mut now = lock(&self.floor.freshness);
+        let fresh = self.before.is_fresh(priority, id) || now.is_fresh(priority, id);
+        if fresh {
+            now.came(priority, id);
+        }
+        fresh
     }
 
     /// What the server knows of a job: its terms, and how many deliveries ended without a word that

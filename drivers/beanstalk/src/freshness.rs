@@ -13,8 +13,7 @@ const MOST: usize = 64;
 pub(crate) struct Freshness(Vec<(u32, u64)>);
 
 impl Freshness {
-    /// True if the job surely comes for the first time, unless another consumer had it: judged
-    /// before the job was asked for.
+    /// True if the job surely comes for the first time, unless another consumer had it.
     pub(crate) fn is_fresh(&self, priority: u32, id: u64) -> bool {
         self.0.iter().any(|(known, highest)| *known == priority && *highest < id)
     }
