@@ -34,9 +34,9 @@ pub(crate) fn run() {
         };
         // Without a target where the disk decides, and there on as many connections as by default.
         let (connections, pushes): (&[usize], _) = match mode {
-            Mode::Memory => (&[1, 4, 8, 16], 20_000),
-            Mode::Binlog => (&[4], 10_000),
-            _ => (&[4], 2_000),
+            Mode::Memory => (&[1, 4, 8, 16], 4_000),
+            Mode::Binlog => (&[4], 4_000),
+            _ => (&[4], 1_000),
         };
         for count in connections.iter().copied() {
             let (raw, driver) = (raw_push(address, count), driver_push(address, count));
