@@ -18,8 +18,8 @@ use crate::images::image;
 
 pub use operator::Operator;
 
-/// Where a server is that is not ours to start: `tcp://host:port`.
-const URL: &str = "JOBS_BEANSTALK_URL";
+/// Where a server is that is not ours to start: `host:port` or `tcp://host:port`.
+const URL: &str = "JOBS_BEANSTALK_ADDR";
 const PORT: u16 = 11300;
 /// What a start may take on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(60);
