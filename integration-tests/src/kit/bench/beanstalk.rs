@@ -33,16 +33,17 @@ pub(crate) fn run() {
             Line { driver, op, config, concurrency, jobs }
         };
         // Without a target where the disk decides, and there on as many connections as by default.
-        let (connections, pushes): (&[usize], _) = match mode {
+        let (connections, each): (&[usize], _) = match mode {
             Mode::Memory => (&[1, 4, 8, 16], 4_000),
             Mode::Binlog => (&[4], 4_000),
-            _ => (&[4], 1_000),
+            _ => (&[4], 250),
         };
         for count in connections.iter().copied() {
+            let jobs = count * each;
             let (raw, driver) = (raw_push(address, count), driver_push(address, count));
-            compare(&line("push", count, pushes), raw, driver);
+            compare(&line("push", count, jobs), raw, driver);
             let (raw, driver) = (raw_consume(address, count), driver_consume(address, count));
-            compare(&line("consume", count, pushes), raw, driver);
+            compare(&line("consume", count, jobs), raw, driver);
         }
         runtime.block_on(ack_alone(address, config));
     }
@@ -73,12 +74,21 @@ fn push_on(mut client: Beanstalkc, jobs: usize) {
     }
 }
 
+/// Puts jobs into the tube that a pass is to find, on as many connections as the server is fast with.
+fn fill(address: SocketAddr, jobs: usize) {
+    threads(CALLERS, |index| spawn(move || push_on(connect(address), share(jobs, CALLERS, index))));
+}
+
 /// Empties the tube.
 fn clear(address: SocketAddr) {
-    let mut client = connect(address);
-    while let Ok(mut job) = client.reserve_with_timeout(Duration::ZERO) {
-        job.delete().expect("it is ours");
-    }
+    threads(CALLERS, |_| {
+        spawn(move || {
+            let mut client = connect(address);
+            while let Ok(mut job) = client.reserve_with_timeout(Duration::ZERO) {
+                job.delete().expect("it is ours");
+            }
+        })
+    });
 }
 
 fn threads(count: usize, work: impl Fn(usize) -> JoinHandle<()>) {
@@ -101,9 +111,7 @@ fn raw_push(address: SocketAddr, connections: usize) -> impl Side {
 
 fn raw_consume(address: SocketAddr, connections: usize) -> impl Side {
     async move |jobs, watch: &mut Stopwatch| {
-        threads(connections, |index| {
-            spawn(move || push_on(connect(address), share(jobs, connections, index)))
-        });
+        fill(address, jobs);
         let clients: Vec<_> = (0..connections).map(|_| connect(address)).collect();
         let left = Arc::new(AtomicUsize::new(jobs));
         watch.restart();
@@ -170,7 +178,7 @@ fn driver_push(address: SocketAddr, connections: usize) -> impl Side {
 fn driver_consume(address: SocketAddr, connections: usize) -> impl Side {
     async move |jobs, watch: &mut Stopwatch| {
         let (pipeline, driver) = pipeline(address, connections).await;
-        push_all(&driver, jobs, connections * CALLERS).await;
+        fill(address, jobs);
         let queue = Queue::new();
         let inlet = queue.open_lane(&pipeline);
         watch.restart();
