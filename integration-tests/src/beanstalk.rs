@@ -10,9 +10,9 @@ mod shown;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use jobs_kit::{Case, CaseResult, Fixture, Suite};
+use jobs_kit::{Case, CaseError, CaseResult, Fixture, Suite};
 
-use crate::beanstalkd::{Mode, Servers};
+use crate::beanstalkd::{Mode, Servers, is_given};
 
 pub use harness::Beanstalk;
 
@@ -47,4 +47,12 @@ fn case<F: Future<Output = CaseResult> + 'static>(
 ) -> Case {
     let servers = Arc::clone(servers);
     Case::new(name, invariants, proves, move |fx| run(fx, Arc::clone(&servers)))
+}
+
+/// Ignores a case that needs a server of its own.
+fn ours() -> CaseResult {
+    match is_given() {
+        true => Err(CaseError::ignored("the server is somebody else's")),
+        false => Ok(()),
+    }
 }

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use jobs_core::{Bytes, ErrorKind, Message, Pipeline};
 use jobs_kit::{Case, CaseError, CaseResult, Fixture};
 
-use super::case;
-use crate::beanstalkd::{Beanstalkd, Mode, Servers, is_given};
+use super::{case, ours};
+use crate::beanstalkd::{Beanstalkd, Mode, Servers};
 
 const PUSH_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -118,13 +118,6 @@ async fn the_longest_tube(fx: Fixture, servers: Arc<Servers>) -> CaseResult {
 async fn on(fx: &Fixture, server: &Beanstalkd) -> Result<Pipeline, CaseError> {
     let config = fx.configure().await?.with_option("addr", server.url());
     Ok(fx.harness().with_push_timeout(config, PUSH_TIMEOUT))
-}
-
-fn ours() -> CaseResult {
-    match is_given() {
-        true => Err(CaseError::ignored("the server is somebody else's")),
-        false => Ok(()),
-    }
 }
 
 async fn memory_full(fx: Fixture) -> CaseResult {
