@@ -9,7 +9,7 @@ use jobs_core::{Attempts, Capabilities, Lease, Options, Pipeline, Problem, Suppo
 use serde::Deserialize;
 
 /// The longest time any option may have.
-const A_YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+pub(crate) const A_YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Less than that is a mistake: nothing is pushed or handled in it.
 const SHORTEST_TIME: Duration = Duration::from_millis(1);

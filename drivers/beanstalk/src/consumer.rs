@@ -14,9 +14,9 @@ use tokio::sync::oneshot;
 use tokio::time::timeout_at;
 
 use crate::codec::{self, Decoded, Terms};
-use crate::config::{BeanstalkConfig, whole_seconds};
+use crate::config::{A_YEAR, BeanstalkConfig, whole_seconds};
 use crate::connection::{Answer, Client, Connector, Put, Reserved};
-use crate::epoch::{Ending, Epoch, Epochs, Order, Reply, Role, lease_lost};
+use crate::epoch::{Ending, Epoch, Epochs, Order, Reply, Role};
 use crate::error::{Failure, Reply as ServerReply, timed_out};
 use crate::freshness::Freshness;
 use crate::health::Health;
@@ -597,29 +597,25 @@ impl Hand<'_> {
 
     fn carry_out(&mut self, order: Order) -> Result<()> {
         match order {
-            Order::Settle { token, ending, reply } => self.settle(token, &ending, reply),
-            Order::Extend { token, by, extender } => {
-                let answer = match self.renew(token) {
-                    Ok(true) => {
-                        self.epoch.extend_to(token, Instant::now() + by);
-                        Ok(())
-                    }
-                    Ok(false) => Err(lease_lost("extend")),
-                    Err(error) => {
-                        extender.answer(Err(lease_lost("extend")));
-                        return Err(error);
-                    }
-                };
-                extender.answer(answer);
-                Ok(())
-            }
+            Order::Settle(token, ending) => self.settle(token, &ending),
+            Order::Extend(token, by) => self.extend(token, by),
         }
     }
 
-    fn settle(&mut self, token: Token, ending: &Ending, reply: Reply) -> Result<()> {
+    fn extend(&mut self, token: Token, by: Duration) -> Result<()> {
+        let renewed = self.renew(token);
+        let reply = self.epoch.reply();
+        if renewed? {
+            self.epoch.extend_to(token, Instant::now() + by.min(A_YEAR));
+            reply.done();
+        }
+        Ok(())
+    }
+
+    fn settle(&mut self, token: Token, ending: &Ending) -> Result<()> {
         // Looked at again: its time may have ended while it waited here.
         let Some(reservation) = self.epoch.reservation(token) else {
-            drop(reply);
+            drop(self.epoch.reply());
             return Ok(());
         };
         let (id, priority) = (reservation.id, reservation.priority);
@@ -634,23 +630,20 @@ impl Hand<'_> {
                 self.again(&reservation, message, *delay, *changed)
             }
         };
+        let reply = self.epoch.reply();
         // Something changed, so that the tube may have a job.
         (self.next, self.pace) = (Instant::now(), PACE.0);
         match found(settled) {
-            Ok(true) => {
+            Ok(settled) => {
                 self.epoch.forget(token);
-                reply.done();
-                Ok(())
-            }
-            Ok(false) => {
-                self.epoch.forget(token);
-                drop(reply);
+                if settled {
+                    reply.done();
+                }
                 Ok(())
             }
             Err(failure) if failure.is_lost() => {
                 // Whether it was settled nobody knows; the receipt is over.
                 self.epoch.forget(token);
-                drop(reply);
                 Err(failure.error("settle"))
             }
             Err(failure) => {

@@ -45,13 +45,15 @@ struct State {
     held: Reservations,
     /// For the job that is being asked for: not lost with a thread that is stuck.
     credit: Option<Credit>,
-    orders: VecDeque<Order>,
+    orders: VecDeque<(Order, Reply)>,
+    /// To the order that is carried out: not lost with a thread that is stuck, either.
+    reply: Reply,
 }
 
-/// What the thread is to do.
+/// What the thread is to do. Who waits for the answer stays with the epoch, see [`Epoch::reply`].
 pub(crate) enum Order {
-    Settle { token: Token, ending: Ending, reply: Reply },
-    Extend { token: Token, by: Duration, extender: Extender },
+    Settle(Token, Ending),
+    Extend(Token, Duration),
 }
 
 /// How a delivery ends.
@@ -70,9 +72,15 @@ pub(crate) enum Ending {
     Abandon,
 }
 
-/// Whom to tell, and the job to give back if it could not be settled. Dropped without an answer it
-/// tells that the lease is lost.
-pub(crate) struct Reply(Option<(Option<Settler>, Unsettled)>);
+/// Whom to tell. Dropped without an answer it tells that the lease is lost.
+#[derive(Default)]
+pub(crate) struct Reply(Option<Asked>);
+
+enum Asked {
+    /// With the job to give back if it could not be settled.
+    Settle(Option<Settler>, Unsettled),
+    Extend(Extender),
+}
 
 /// The epochs of a pipeline that are alive.
 #[derive(Default)]
@@ -135,9 +143,10 @@ impl Epoch {
         let mut state = lock(&self.state);
         state.dead = true;
         let (held, orders) = (mem::take(&mut state.held), mem::take(&mut state.orders));
+        let reply = mem::take(&mut state.reply);
         drop(state);
         // Dropping them tells, which calls others.
-        drop(orders);
+        drop((reply, orders));
         held.tokens()
     }
 
@@ -166,7 +175,14 @@ impl Epoch {
     pub(crate) fn order(&self) -> Option<Order> {
         let mut state = lock(&self.state);
         state.rung = false;
-        state.orders.pop_front()
+        let (order, reply) = state.orders.pop_front()?;
+        state.reply = reply;
+        Some(order)
+    }
+
+    /// Whom to tell about the order; nobody if the thread was given up meanwhile.
+    pub(crate) fn reply(&self) -> Reply {
+        mem::take(&mut lock(&self.state).reply)
     }
 
     pub(crate) fn due(&self, now: Instant) -> Option<Due> {
@@ -229,8 +245,8 @@ impl Epoch {
         if state.dead || !state.held.begin(token, Instant::now()) {
             return false;
         }
-        let reply = Reply(Some((settler, job)));
-        state.orders.push_back(Order::Settle { token, ending, reply });
+        let reply = Reply(Some(Asked::Settle(settler, job)));
+        state.orders.push_back((Order::Settle(token, ending), reply));
         drop(state);
         self.bell.notify_one();
         true
@@ -259,7 +275,7 @@ impl Acknowledger for Epoch {
         if state.dead || state.held.get(token, Instant::now()).is_none() {
             return Extending::ready(Err(lease_lost("extend")));
         }
-        state.orders.push_back(Order::Extend { token, by, extender });
+        state.orders.push_back((Order::Extend(token, by), Reply(Some(Asked::Extend(extender)))));
         drop(state);
         self.bell.notify_one();
         extending
@@ -276,27 +292,42 @@ impl Acknowledger for Epoch {
 
 impl Reply {
     pub(crate) fn done(mut self) {
-        self.0.take().and_then(|(settler, _)| settler).into_iter().for_each(Settler::done);
+        match self.0.take() {
+            Some(Asked::Settle(Some(settler), _)) => settler.done(),
+            Some(Asked::Extend(extender)) => extender.answer(Ok(())),
+            _ => {}
+        }
     }
 
-    /// The job can be settled in another way. If nobody listens, it comes back.
+    /// A job can be settled in another way. If nobody listens, it comes back.
     pub(crate) fn refuse(mut self, error: Error) -> Option<Unsettled> {
-        let (settler, job) = self.0.take()?;
-        let refusal = Refusal { error, job: Some(job) };
-        settler?.refuse(refusal).err().and_then(|refusal| refusal.job)
+        match self.0.take()? {
+            Asked::Settle(settler, job) => {
+                let refusal = Refusal { error, job: Some(job) };
+                settler?.refuse(refusal).err().and_then(|refusal| refusal.job)
+            }
+            Asked::Extend(extender) => {
+                extender.answer(Err(error));
+                None
+            }
+        }
     }
 }
 
 impl Drop for Reply {
     fn drop(&mut self) {
-        if let Some((Some(settler), _)) = self.0.take() {
+        match self.0.take() {
             // Nobody listens: the job is elsewhere, there is nothing to give up.
-            let _ = settler.refuse(Refusal::lease_lost(NAME));
+            Some(Asked::Settle(Some(settler), _)) => {
+                drop(settler.refuse(Refusal::lease_lost(NAME)))
+            }
+            Some(Asked::Extend(extender)) => extender.answer(Err(lease_lost("extend"))),
+            _ => {}
         }
     }
 }
 
-pub(crate) fn lease_lost(operation: &'static str) -> Error {
+fn lease_lost(operation: &'static str) -> Error {
     Error::new(ErrorKind::LeaseLost, operation).with_driver(NAME)
 }
 
@@ -339,11 +370,10 @@ mod tests {
         let job = held(&epoch, 1, LONG);
         let mut settling = epoch.settle(job, Outcome::Ack);
         assert!((&mut settling).now_or_never().is_none());
-        let Some(Order::Settle { token: 1, ending: Ending::Ack, reply }) = epoch.order() else {
-            panic!("the outcome was handed over");
-        };
+        let order = epoch.order();
+        assert!(matches!(order, Some(Order::Settle(1, Ending::Ack))), "it was handed over");
         assert!(!epoch.is_empty() && epoch.forget(1).is_some());
-        reply.done();
+        epoch.reply().done();
         assert!(settling.now_or_never().expect("answered").is_ok());
     }
 
@@ -363,6 +393,22 @@ mod tests {
         assert_eq!(kind(epoch.settle(waiting, Outcome::Ack)), Some(ErrorKind::LeaseLost));
         assert!(epoch.order().is_none());
         assert!(epoch.extend(3, LONG).now_or_never().expect("at once").is_err());
+    }
+
+    #[test]
+    fn what_is_under_way_is_answered_when_the_thread_is_given_up() {
+        let epoch = epoch();
+        let job = held(&epoch, 1, LONG);
+        held(&epoch, 2, LONG);
+        let extending = epoch.extend(2, LONG);
+        assert!(matches!(epoch.order(), Some(Order::Extend(2, LONG))));
+        epoch.reply().done();
+        assert!(extending.now_or_never().expect("answered").is_ok());
+        let settling = epoch.settle(job, Outcome::Ack);
+        assert!(epoch.order().is_some());
+        epoch.kill();
+        assert_eq!(kind(settling), Some(ErrorKind::LeaseLost));
+        epoch.reply().done();
     }
 
     #[test]

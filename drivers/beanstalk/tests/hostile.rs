@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use jobs_core::{ErrorKind, Message};
+use jobs_core::{ErrorKind, Job, Message, Queue};
 use tokio::time::timeout;
 
 use support::{Say, Server, connect, start};
@@ -21,6 +21,14 @@ fn once(command: &'static str, say: Say) -> impl Fn(&str) -> Option<Say> + Send 
         let first = line.starts_with(command) && said.fetch_add(1, Ordering::AcqRel) == 0;
         first.then(|| say.clone())
     }
+}
+
+fn job(id: u64) -> Say {
+    Say::job(id, "jobs/1 {\"i\":\"x\",\"n\":\"a\",\"p\":1,\"t\":30}\n")
+}
+
+async fn next(queue: &Queue) -> Job {
+    timeout(PATIENCE, queue.pop()).await.expect("a job").expect("open")
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -126,14 +134,56 @@ async fn consuming_goes_on_after_any_answer_to_a_request_for_a_job() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_settlement_that_the_server_refuses_gives_the_job_back() {
-    let job = Say::job(2, "jobs/1 {\"i\":\"x\",\"n\":\"a\",\"p\":1,\"t\":30}\n");
-    let (reserve, delete) = (once("reserve", job), once("delete", Say::line("INTERNAL_ERROR")));
+    let (reserve, delete) = (once("reserve", job(2)), once("delete", Say::line("INTERNAL_ERROR")));
     let server = Server::start(move |command| reserve(command).or_else(|| delete(command)));
     let (driver, queue) = start(server.pipeline()).await.unwrap();
-    let job = timeout(PATIENCE, queue.pop()).await.expect("a job").expect("open");
-    let refused = job.ack().await.unwrap_err();
+    let refused = next(&queue).await.ack().await.unwrap_err();
     assert_eq!((refused.error().kind(), refused.error().is_retryable()), (ErrorKind::Broker, true));
     refused.into_job().ack().await.unwrap();
+    driver.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_silent_about_a_settlement_does_not_hold_up_its_caller() {
+    let silent = |command: &'static str| async move {
+        let reserve = once("reserve", job(2));
+        let server = Server::start(move |line| {
+            reserve(line).or_else(|| line.starts_with(command).then_some(Say::Nothing))
+        });
+        let pipeline = server.pipeline().with_option("connections", 1);
+        let (driver, queue) = start(pipeline).await.unwrap();
+        (server, driver, queue)
+    };
+    let lost = ErrorKind::LeaseLost;
+
+    let (_server, _driver, queue) = silent("delete").await;
+    let acked = next(&queue).await.ack();
+    let refused = timeout(PATIENCE, acked).await.expect("answered").unwrap_err();
+    assert_eq!(refused.error().kind(), lost, "{refused:?}");
+
+    let (_server, _driver, queue) = silent("touch").await;
+    let job = next(&queue).await;
+    let extended = timeout(PATIENCE, job.extend(Duration::from_secs(1))).await;
+    assert_eq!(extended.expect("answered").unwrap_err().kind(), lost);
+
+    let (_server, driver, queue) = silent("release").await;
+    let arrived = async {
+        while queue.is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, arrived).await.expect("a job");
+    timeout(PATIENCE, driver.pause()).await.expect("answered").unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_extension_for_ever_is_one() {
+    let server = Server::start(once("reserve", job(2)));
+    let pipeline = server.pipeline().with_option("max_lease", "1m");
+    let (driver, queue) = start(pipeline).await.unwrap();
+    let job = next(&queue).await;
+    job.extend(Duration::MAX).await.unwrap();
+    job.ack().await.unwrap();
     driver.stop().await.unwrap();
 }
 
