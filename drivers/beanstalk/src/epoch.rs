@@ -319,7 +319,7 @@ impl Drop for Reply {
         match self.0.take() {
             // Nobody listens: the job is elsewhere, there is nothing to give up.
             Some(Asked::Settle(Some(settler), _)) => {
-                drop(settler.refuse(Refusal::lease_lost(NAME)))
+                drop(settler.refuse(Refusal::lease_lost(NAME)));
             }
             Some(Asked::Extend(extender)) => extender.answer(Err(lease_lost("extend"))),
             _ => {}
