@@ -6,13 +6,15 @@
 
 use std::collections::HashMap;
 
-use jobs_core::Bytes;
+use jobs_core::{Bytes, JobId};
 
 /// Types nested deeper than this are not RoadRunner's.
 const DEEPEST: u32 = 16;
 /// Its jobs have four types of six fields at most.
 const MOST_TYPES: usize = 64;
 const MOST_FIELDS: usize = 64;
+/// Bytes of names in memory for each byte of the stream.
+const MOST_COPIED: usize = 16;
 
 /// RoadRunner's job.
 #[derive(Debug, Default, PartialEq)]
@@ -303,12 +305,20 @@ impl Types {
     }
 }
 
+/// A name is written once for all of its values, and kept with each of them. So names that are too
+/// long to be pushed again are left out, and nothing is RoadRunner's that would take much more
+/// memory than its stream.
 fn headers(reader: &mut Reader<'_>) -> Option<Vec<(String, String)>> {
     let mut found = Vec::new();
+    let mut left = MOST_COPIED * reader.bytes.len();
     for _ in 0..reader.uint()? {
         let name = reader.text()?;
         for _ in 0..reader.uint()? {
-            found.push((name.clone(), reader.text()?));
+            let value = reader.text()?;
+            if name.len() <= JobId::MAX_LEN {
+                left = left.checked_sub(name.len())?;
+                found.push((name.clone(), value));
+            }
         }
     }
     // A map of Go has no order.
@@ -406,6 +416,29 @@ mod tests {
         // A payload, then a list of headers, longer than what is there.
         assert_eq!(item(&[OLDER, "0bff820301f87fffffffffffff"]), None);
         assert_eq!(item(&[OLDER, "0dff820401f8ffffffffffffffff00"]), None);
+    }
+
+    fn uint(number: usize) -> Vec<u8> {
+        let number = u16::try_from(number).expect("small").to_be_bytes();
+        [&[0xfe], &number[..]].concat()
+    }
+
+    /// A job with one header of that many values, all empty.
+    fn repeated(name: usize, values: usize) -> Bytes {
+        let job = [0xff, 0x82, 0x04, 0x01].to_vec();
+        let name = [uint(name), vec![b'n'; name]].concat();
+        let values = [uint(values), vec![0; values], vec![0]].concat();
+        let content = [job, name, values].concat();
+        Bytes::from([bytes(&[OLDER]), uint(content.len()), content].concat())
+    }
+
+    #[test]
+    fn a_name_of_many_values_takes_little_memory() {
+        let few = read(&repeated(255, 10)).expect("a job");
+        assert_eq!(few.headers.len(), 10);
+        let long = read(&repeated(30_000, 30_000)).expect("a job");
+        assert_eq!(long.headers, []);
+        assert_eq!(read(&repeated(255, 60_000)), None);
     }
 
     proptest! {
