@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use jobs_core::{Message, Result};
+use jobs_core::{ErrorKind, Message, Result};
 
 use crate::NAME;
 use crate::codec::{self, Decoded};
@@ -57,23 +57,32 @@ impl Buried {
     }
 
     /// Lets at most so many jobs run again, those buried first, with the attempt counted. Returns how
-    /// many.
-    ///
-    /// If no job is buried, beanstalkd makes delayed ones ready instead; so then nothing is kicked.
+    /// many. Those that are buried meanwhile stay so.
     ///
     /// # Errors
     /// As [`first`](Self::first); some may be ready then.
     pub async fn kick(&self, most: u32) -> Result<u64> {
         let tube = self.tube.clone();
-        self.ask("kick", move |client| {
-            let buried = match client.stats_tube(&tube) {
-                Ok(stats) => stats.number("current-jobs-buried").unwrap_or(0),
-                Err(failure) if failure.reply == Reply::NotFound => 0,
-                Err(failure) => return Err(failure),
-            };
-            if buried == 0 { Ok(0) } else { client.kick(most.min(buried)) }
-        })
-        .await
+        let buried = self.ask("kick", move |client| match client.stats_tube(&tube) {
+            Ok(stats) => Ok(stats.number("current-jobs-buried").unwrap_or(0)),
+            Err(failure) if failure.reply == Reply::NotFound => Ok(0),
+            Err(failure) => Err(failure),
+        });
+        let mut kicked = 0;
+        for _ in 0..most.min(buried.await?) {
+            // Not by the command `kick`: where no job is buried, it makes delayed ones ready instead.
+            let answer = self.ask("kick", |client| {
+                let job = client.peek_buried()?;
+                client.kick_job(job.id)
+            });
+            match answer.await {
+                Ok(()) => kicked += 1,
+                // Others were first.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(kicked)
     }
 
     /// Lets this job run again, with the attempt counted. False if it is not buried in this tube.
