@@ -113,8 +113,8 @@ impl Client {
         // The client makes a `String` of the body without a look at it.
         debug_assert!(std::str::from_utf8(&put.body).is_ok());
         let seconds = |seconds: u32| Duration::from_secs(seconds.into());
-        self.0.put(&put.body, put.priority, seconds(put.delay), seconds(put.time_to_run))?;
-        Ok(())
+        let put = self.0.put(&put.body, put.priority, seconds(put.delay), seconds(put.time_to_run));
+        put.map(drop).map_err(|error| Failure::from(error).with_body())
     }
 
     /// The next job, if one comes within these whole seconds.
@@ -142,10 +142,6 @@ impl Client {
     pub(crate) fn peek_buried(&mut self) -> Answer<Reserved> {
         let job = self.0.peek_buried()?;
         Ok(Reserved { id: job.id(), body: Bytes::copy_from_slice(job.body()) })
-    }
-
-    pub(crate) fn kick(&mut self, most: u32) -> Answer<u64> {
-        Ok(self.0.kick(most)?)
     }
 
     pub(crate) fn kick_job(&mut self, id: u64) -> Answer<()> {

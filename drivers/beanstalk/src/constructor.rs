@@ -12,7 +12,7 @@ use jobs_core::{
 use crate::NAME;
 use crate::buried::Buried;
 use crate::config::BeanstalkConfig;
-use crate::driver::BeanstalkDriver;
+use crate::driver::{BeanstalkDriver, Strays};
 use crate::pool::lock;
 use crate::publisher::Publisher;
 
@@ -21,6 +21,7 @@ use crate::publisher::Publisher;
 #[derive(Clone, Default)]
 pub struct BeanstalkConstructor {
     pipelines: Arc<Mutex<HashMap<Arc<str>, Place>>>,
+    strays: Arc<Strays>,
 }
 
 /// The tube of a pipeline, and who asks the server for it.
@@ -92,7 +93,7 @@ impl Plan for BeanstalkPlan {
     async fn connect(self: Box<Self>) -> Result<Arc<dyn Driver>> {
         let Self { constructor, pipeline, config } = *self;
         let tube = config.tube.clone();
-        let driver = BeanstalkDriver::connect(&pipeline, config).await;
+        let driver = BeanstalkDriver::connect(&pipeline, config, &constructor.strays).await;
         let named = |error: Error| error.with_driver(NAME).with_pipeline(pipeline.shared_name());
         let driver = driver.map_err(named)?;
         constructor.remember(pipeline.shared_name(), tube, driver.publisher());

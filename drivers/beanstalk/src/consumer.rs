@@ -7,7 +7,7 @@ mod settle;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jobs_core::{Capabilities, Credit, Error, ErrorKind, Inlet, Message, Result, Token};
 use tokio::sync::oneshot;
@@ -15,18 +15,18 @@ use tokio::time::timeout_at;
 
 use crate::codec::{self, Terms};
 use crate::config::{BeanstalkConfig, whole_seconds};
-use crate::connection::{Answer, Client, Connector, Put};
+use crate::connection::{Answer, Client, Put};
 use crate::epoch::{Epoch, Epochs, Role};
-use crate::error::{Reply, timed_out};
+use crate::error::{Failure, Reply, closed, timed_out};
 use crate::freshness::Freshness;
-use crate::health::Health;
-use crate::pool::{Crew, Duty, Losses, Post, lock};
+use crate::pool::{Company, Crew, Duty, Post, lock};
 use hand::Hand;
 
 /// A pipeline that consumes.
 pub(crate) struct Consumer {
     floor: Arc<Floor>,
     crew: Arc<Crew>,
+    answer: Option<oneshot::Receiver<Result<()>>>,
 }
 
 /// What its threads share.
@@ -34,8 +34,10 @@ struct Floor {
     config: Arc<BeanstalkConfig>,
     /// The pipeline's.
     priority: i64,
+    /// The largest body.
+    largest: usize,
     capabilities: Arc<Capabilities>,
-    health: Arc<Health>,
+    company: Arc<Company>,
     tokens: AtomicU64,
     freshness: Mutex<Freshness>,
     epochs: Arc<Epochs>,
@@ -57,23 +59,22 @@ struct Gate {
 }
 
 impl Consumer {
-    /// Returns when it consumes on one connection at least.
-    pub(crate) async fn run(
+    /// Sets its threads to work. [`begun`](Self::begun) tells whether they can.
+    pub(crate) fn new(
         config: &Arc<BeanstalkConfig>,
         priority: i64,
+        largest: usize,
         capabilities: &Arc<Capabilities>,
-        connector: Connector,
-        losses: Arc<Losses>,
-        health: &Arc<Health>,
+        company: &Arc<Company>,
         inlet: Inlet,
     ) -> Result<Self> {
-        let deadline = tokio::time::Instant::now() + connector.timeout;
         let (begun, answer) = oneshot::channel();
         let floor = Arc::new(Floor {
             config: Arc::clone(config),
             priority,
+            largest,
             capabilities: Arc::clone(capabilities),
-            health: Arc::clone(health),
+            company: Arc::clone(company),
             tokens: AtomicU64::new(1),
             freshness: Mutex::default(),
             epochs: Arc::default(),
@@ -82,18 +83,23 @@ impl Consumer {
             gate: Mutex::new(Gate { running: true, closing: false, inlet: Some(Arc::new(inlet)) }),
             begun: Mutex::new(Some(begun)),
         });
-        let duty = Arc::clone(&floor) as Arc<dyn Duty>;
-        let crew = Crew::new(duty, connector, config.push_timeout, losses, Arc::clone(health));
-        let consumer = Self { floor, crew };
+        let crew = Crew::new(Arc::clone(&floor) as Arc<dyn Duty>, company);
+        let consumer = Self { floor, crew, answer: Some(answer) };
         for _ in 0..config.consumers() {
             consumer.crew.hire(usize::MAX).map_err(no_thread)?;
         }
-        match timeout_at(deadline, answer).await {
-            Ok(Ok(answer)) => answer?,
-            Ok(Err(_)) => return Err(crate::error::closed("run")),
-            Err(_) => return Err(timed_out("run")),
-        }
         Ok(consumer)
+    }
+
+    /// Returns when it consumes on one connection at least.
+    pub(crate) async fn begun(&mut self) -> Result<()> {
+        let deadline = tokio::time::Instant::now() + self.floor.config.timeout;
+        let Some(answer) = self.answer.take() else { return Ok(()) };
+        match timeout_at(deadline, answer).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err(closed("run")),
+            Err(_) => Err(timed_out("run")),
+        }
     }
 
     pub(crate) fn crew(&self) -> &Arc<Crew> {
@@ -262,9 +268,18 @@ impl Floor {
         self.epochs.ring();
     }
 
-    /// True if a thread has this role.
-    fn is_any(&self, role: Role) -> bool {
-        lock(&self.serving).iter().any(|(_, epoch)| epoch.is(role))
+    /// True if the request of a thread waits at a server that is not silent.
+    fn is_any_waiting(&self) -> bool {
+        let now = Instant::now();
+        self.is_any(|role| matches!(role, Role::Waiting(until) if now < until))
+    }
+
+    fn is_any_free(&self) -> bool {
+        self.is_any(|role| matches!(role, Role::Free))
+    }
+
+    fn is_any(&self, is_it: impl Fn(Role) -> bool) -> bool {
+        lock(&self.serving).iter().any(|(_, epoch)| is_it(epoch.role()))
     }
 
     fn is_closing(&self) -> bool {
@@ -285,13 +300,14 @@ impl Floor {
         self.fetching.fetch_sub(1, Ordering::AcqRel);
     }
 
-    fn put(&self, message: &Message, delay: Duration, terms: Terms) -> Put {
-        Put {
-            body: codec::encode(message, self.priority, terms),
-            priority: terms.priority,
-            delay: whole_seconds(delay),
-            time_to_run: terms.time_to_run,
+    /// A copy of a job, if the server takes one of that size.
+    fn copy(&self, message: &Message, delay: Duration, terms: Terms) -> Answer<Put> {
+        let body = codec::encode(message, self.priority, terms);
+        if body.len() > self.largest {
+            return Err(Failure::too_big());
         }
+        let delay = whole_seconds(delay);
+        Ok(Put { body, priority: terms.priority, delay, time_to_run: terms.time_to_run })
     }
 }
 

@@ -1,7 +1,7 @@
 //! The mapping of the contract onto beanstalkd.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use jobs_core::{
@@ -11,12 +11,12 @@ use tokio::sync::{Mutex, Notify};
 
 use crate::NAME;
 use crate::codec::{self, Terms, server_priority};
-use crate::config::{BeanstalkConfig, whole_seconds};
+use crate::config::{Address, BeanstalkConfig, whole_seconds};
 use crate::connection::{Connector, Put};
 use crate::consumer::Consumer;
 use crate::error::{Reply, timed_out};
 use crate::health::Health;
-use crate::pool::{Losses, Watch};
+use crate::pool::{Company, Crew, Losses, Watch, lock};
 use crate::publisher::Publisher;
 
 /// How long a stop waits for a server that does not answer.
@@ -32,6 +32,13 @@ const ATTEMPT: usize = 15;
 /// written.
 const ENVELOPE: usize = 256;
 
+#[derive(Debug)]
+struct Control {
+    watch: Watch,
+    /// Of a run that failed.
+    former: Option<Arc<Crew>>,
+}
+
 /// One pipeline on one tube.
 #[derive(Debug)]
 pub(crate) struct BeanstalkDriver {
@@ -39,14 +46,13 @@ pub(crate) struct BeanstalkDriver {
     priority: i64,
     config: Arc<BeanstalkConfig>,
     capabilities: Arc<Capabilities>,
-    connector: Connector,
-    /// The largest body.
+    company: Arc<Company>,
+    /// The largest body, and that of a first attempt.
+    largest: usize,
     max_body: usize,
-    health: Arc<Health>,
-    losses: Arc<Losses>,
     publisher: Arc<Publisher>,
     /// Held through run, pause, resume and stop, so that they follow one another.
-    control: Mutex<Watch>,
+    control: Mutex<Control>,
     consumer: std::sync::Mutex<Option<Arc<Consumer>>>,
     closed: AtomicBool,
     /// Ends what holds the control.
@@ -57,20 +63,28 @@ pub(crate) struct BeanstalkDriver {
 
 impl BeanstalkDriver {
     /// Connects, and asks the server for its limits.
-    pub(crate) async fn connect(pipeline: &Pipeline, config: BeanstalkConfig) -> Result<Self> {
+    pub(crate) async fn connect(
+        pipeline: &Pipeline,
+        config: BeanstalkConfig,
+        strays: &Strays,
+    ) -> Result<Self> {
         let deadline = Instant::now() + config.timeout;
         let connector = Connector {
             address: config.addr.clone(),
             timeout: config.timeout,
             tube: config.tube.clone(),
         };
-        let health = Arc::new(Health::new(pipeline.shared_name()));
-        let (connections, patience) = (config.connections.get(), config.push_timeout);
-        let losses = Arc::new(Losses::new(connections));
-        let publisher =
-            Publisher::new(connector.clone(), connections, patience, Arc::clone(&losses), &health);
-        let closes = Close(&publisher);
-        let watch = Watch::start(patience);
+        let connections = config.connections.get();
+        let company = Arc::new(Company {
+            connector,
+            patience: config.push_timeout,
+            losses: Losses::new(connections),
+            health: Health::new(pipeline.shared_name()),
+        });
+        strays.admit(&config.addr, connections, deadline).await?;
+        let publisher = Publisher::new(&company, connections);
+        let closes = Close { publisher: &publisher, address: &config.addr, strays };
+        let watch = Watch::start(company.patience);
         watch.over(publisher.crew());
         let stats = publisher.connect(deadline).await?;
         std::mem::forget(closes);
@@ -79,9 +93,9 @@ impl BeanstalkDriver {
         // Without a binlog there is no file of it.
         capabilities.durable &=
             stats.number("binlog-current-index").is_some_and(|file: u64| file > 0);
-        let largest: Option<usize> = stats.number("max-job-size");
-        let max_body = largest.map_or(usize::MAX, |most| most.saturating_sub(ATTEMPT));
-        if largest.is_some() {
+        let largest = stats.number("max-job-size").unwrap_or(usize::MAX);
+        let max_body = largest.saturating_sub(ATTEMPT);
+        if largest < usize::MAX {
             capabilities.max_payload = Some(max_body.saturating_sub(ENVELOPE));
         }
         Ok(Self {
@@ -89,12 +103,11 @@ impl BeanstalkDriver {
             priority: pipeline.priority(),
             config: Arc::new(config),
             capabilities: Arc::new(capabilities),
-            connector,
+            company,
+            largest,
             max_body,
-            health,
-            losses,
             publisher: Arc::new(publisher),
-            control: Mutex::new(watch),
+            control: Mutex::new(Control { watch, former: None }),
             consumer: std::sync::Mutex::default(),
             closed: AtomicBool::new(false),
             closing: Notify::new(),
@@ -161,14 +174,14 @@ impl BeanstalkDriver {
     async fn in_turn<T>(
         &self,
         operation: &'static str,
-        work: impl AsyncFnOnce(&Watch) -> Result<T>,
+        work: impl AsyncFnOnce(&mut Control) -> Result<T>,
     ) -> Result<T> {
         let closing = self.closing.notified();
         self.open(operation)?;
         let work = async {
-            let watch = self.control.lock().await;
+            let mut control = self.control.lock().await;
             self.open(operation)?;
-            work(&watch).await
+            work(&mut control).await
         };
         tokio::select! {
             done = work => done.map_err(|error| self.named(error)),
@@ -176,23 +189,32 @@ impl BeanstalkDriver {
         }
     }
 
-    async fn run_in_turn(&self, inlet: Inlet, watch: &Watch) -> Result<()> {
+    async fn run_in_turn(&self, inlet: Inlet, control: &mut Control) -> Result<()> {
         if self.consumer().is_some() {
             let error = Error::new(ErrorKind::InvalidState, "run");
             return Err(error.with_context("it was run before"));
         }
+        if let Some(former) = &control.former {
+            // Else each attempt on a silent server would leave threads behind.
+            let deadline = tokio::time::Instant::now() + self.config.timeout;
+            if !former.ended(deadline).await {
+                let context = "the connections of an earlier run are not given up yet";
+                return Err(timed_out("run").with_context(context));
+            }
+        }
         inlet.grant(self.config.prefetch.get());
-        let consumer = Consumer::run(
+        let mut consumer = Consumer::new(
             &self.config,
             self.priority,
+            self.largest,
             &self.capabilities,
-            self.connector.clone(),
-            Arc::clone(&self.losses),
-            &self.health,
+            &self.company,
             inlet,
-        );
-        let consumer = consumer.await?;
-        watch.over(consumer.crew());
+        )?;
+        control.watch.over(consumer.crew());
+        control.former = Some(Arc::clone(consumer.crew()));
+        consumer.begun().await?;
+        control.former = None;
         self.set_consumer(Some(Arc::new(consumer)));
         self.ready.store(true, Ordering::Release);
         Ok(())
@@ -242,11 +264,12 @@ impl Driver for BeanstalkDriver {
     }
 
     async fn run(&self, inlet: Inlet) -> Result<()> {
-        self.in_turn("run", async |watch: &Watch| self.run_in_turn(inlet, watch).await).await
+        self.in_turn("run", async |control: &mut Control| self.run_in_turn(inlet, control).await)
+            .await
     }
 
     async fn pause(&self) -> Result<()> {
-        self.in_turn("pause", async |_: &Watch| {
+        self.in_turn("pause", async |_: &mut Control| {
             let Some(consumer) = self.consumer() else { return Ok(()) };
             let paused = consumer.pause().await;
             // Also if giving back has failed. A pause that is dropped before is to be called again.
@@ -257,7 +280,7 @@ impl Driver for BeanstalkDriver {
     }
 
     async fn resume(&self) -> Result<()> {
-        self.in_turn("resume", async |_: &Watch| {
+        self.in_turn("resume", async |_: &mut Control| {
             let Some(consumer) = self.consumer() else {
                 let error = Error::new(ErrorKind::InvalidState, "resume");
                 return Err(error.with_context("it was never run"));
@@ -276,15 +299,28 @@ impl Driver for BeanstalkDriver {
         self.closed.store(true, Ordering::Release);
         self.closing.notify_waiters();
         let control = tokio::time::timeout_at(deadline, self.control.lock()).await;
-        let Ok(mut watch) = control else { return Err(self.named(timed_out("stop"))) };
+        let Ok(mut control) = control else { return Err(self.named(timed_out("stop"))) };
         self.ready.store(false, Ordering::Release);
-        let mut answer = Ok(());
-        if let Some(consumer) = self.consumer() {
-            answer = consumer.stop(deadline).await;
-        }
+        // All at once: a server that is silent to one is silent to the others.
+        let consumer = self.consumer();
+        let former = control.former.take();
+        let (answer, (), _) = tokio::join!(
+            async {
+                match &consumer {
+                    Some(consumer) => consumer.stop(deadline).await,
+                    None => Ok(()),
+                }
+            },
+            self.publisher.stop(deadline),
+            async {
+                match &former {
+                    Some(former) => former.ended(deadline).await,
+                    None => true,
+                }
+            }
+        );
         self.set_consumer(None);
-        self.publisher.stop(deadline).await;
-        watch.end().await;
+        control.watch.end().await;
         answer.map_err(|error| self.named(error))
     }
 
@@ -296,7 +332,7 @@ impl Driver for BeanstalkDriver {
         state.ready = self.ready.load(Ordering::Acquire);
         state.active = self.consumer().map_or(0, |consumer| consumer.active()) as u64;
         self.figures(&mut state).await.map_err(|error| self.named(error))?;
-        state.last_error = self.health.last_error();
+        state.last_error = self.company.health.last_error();
         Ok(state)
     }
 }
@@ -311,11 +347,54 @@ impl Drop for BeanstalkDriver {
     }
 }
 
-/// Closes the publisher, unless it is forgotten.
-struct Close<'a>(&'a Publisher);
+/// Closes the publisher of a connection that was not made, unless it is forgotten.
+struct Close<'a> {
+    publisher: &'a Publisher,
+    address: &'a Address,
+    strays: &'a Strays,
+}
 
 impl Drop for Close<'_> {
     fn drop(&mut self) {
-        self.0.close();
+        self.publisher.close();
+        self.strays.add(self.address, self.publisher.crew());
+    }
+}
+
+/// Crews of attempts to connect that failed. Their threads may wait for a silent server.
+#[derive(Default)]
+pub(crate) struct Strays(std::sync::Mutex<Vec<(Address, Weak<Crew>)>>);
+
+impl Strays {
+    fn add(&self, address: &Address, crew: &Arc<Crew>) {
+        lock(&self.0).push((address.clone(), Arc::downgrade(crew)));
+    }
+
+    /// Refuses another attempt as long as so many threads wait for that server.
+    async fn admit(&self, address: &Address, most: usize, deadline: Instant) -> Result<()> {
+        /// A thread whose server is not silent ends in a moment.
+        const MOMENT: Duration = Duration::from_millis(10);
+        loop {
+            let waiting = self.waiting(address);
+            if waiting < most {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                let context = format!("{address} does not answer: {waiting} threads wait for it");
+                return Err(timed_out("connect").with_context(context));
+            }
+            tokio::time::sleep(MOMENT).await;
+        }
+    }
+
+    fn waiting(&self, address: &Address) -> usize {
+        let mut strays = lock(&self.0);
+        strays.retain(|(_, crew)| crew.strong_count() > 0);
+        // Each thread keeps its crew, and nobody else does.
+        let threads = |(other, crew): &(Address, Weak<Crew>)| match other == address {
+            true => crew.strong_count(),
+            false => 0,
+        };
+        strays.iter().map(threads).sum()
     }
 }

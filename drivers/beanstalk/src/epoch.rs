@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::mem;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::time::{Duration, Instant};
 
@@ -22,17 +21,16 @@ pub(crate) struct Epoch {
     others: Arc<Epochs>,
     state: Mutex<State>,
     bell: Condvar,
-    role: AtomicU8,
 }
 
 /// What a thread does, for the others to see.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) enum Role {
     /// Anything else.
+    #[default]
     Busy,
-    /// Its request for a job waits at the server.
-    Waiting,
+    /// Its request for a job waits at the server, which should have answered by then.
+    Waiting(Instant),
     /// It holds no job, and has no credit to ask for one with.
     Free,
 }
@@ -40,6 +38,7 @@ pub(crate) enum Role {
 #[derive(Default)]
 struct State {
     dead: bool,
+    role: Role,
     /// Something changed that the thread should look at.
     rung: bool,
     held: Reservations,
@@ -96,9 +95,9 @@ impl Epochs {
 
 impl Epoch {
     pub(crate) fn begin(capabilities: &Arc<Capabilities>, others: &Arc<Epochs>) -> Arc<Self> {
-        let (state, bell, role) = Default::default();
+        let (state, bell) = Default::default();
         let (capabilities, others) = (Arc::clone(capabilities), Arc::clone(others));
-        let epoch = Arc::new(Self { capabilities, others, state, bell, role });
+        let epoch = Arc::new(Self { capabilities, others, state, bell });
         let mut all = lock(&epoch.others.0);
         all.retain(|epoch| epoch.strong_count() > 0);
         all.push(Arc::downgrade(&epoch));
@@ -111,15 +110,15 @@ impl Epoch {
         self.bell.notify_one();
     }
 
-    pub(crate) fn is(&self, role: Role) -> bool {
-        self.role.load(Ordering::Acquire) == role as u8
+    pub(crate) fn role(&self) -> Role {
+        lock(&self.state).role
     }
 
     /// Does something that the others should see.
     pub(crate) fn as_role<T>(&self, role: Role, work: impl FnOnce() -> T) -> T {
-        self.role.store(role as u8, Ordering::Release);
+        lock(&self.state).role = role;
         let done = work();
-        self.role.store(Role::Busy as u8, Ordering::Release);
+        lock(&self.state).role = Role::Busy;
         done
     }
 
@@ -204,6 +203,10 @@ impl Epoch {
 
     pub(crate) fn renew(&self, token: Token, asked: Instant) {
         lock(&self.state).held.renew(token, asked);
+    }
+
+    pub(crate) fn postpone(&self, token: Token) {
+        lock(&self.state).held.postpone(token, Instant::now());
     }
 
     pub(crate) fn extend_to(&self, token: Token, ends: Instant) {

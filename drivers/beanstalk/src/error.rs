@@ -34,12 +34,15 @@ pub(crate) enum Reply {
 #[derive(Clone, Debug)]
 pub(crate) struct Failure {
     pub(crate) reply: Reply,
+    /// The connection cannot be used any more.
+    lost: bool,
     source: BeanstalkcError,
 }
 
 impl From<BeanstalkcError> for Failure {
     fn from(source: BeanstalkcError) -> Self {
-        Self { reply: reply(&source), source }
+        let reply = reply(&source);
+        Self { reply, lost: reply == Reply::Lost, source }
     }
 }
 
@@ -68,9 +71,20 @@ fn reply(error: &BeanstalkcError) -> Reply {
 }
 
 impl Failure {
+    /// What the server would say to a body of that size.
+    pub(crate) fn too_big() -> Self {
+        BeanstalkcError::CommandFailed("JobTooBig".to_owned()).into()
+    }
+
+    /// Of a command with a body: a server that does not understand its line has not read the body, and
+    /// would take it for commands.
+    pub(crate) fn with_body(self) -> Self {
+        Self { lost: self.lost || self.reply == Reply::BadFormat, ..self }
+    }
+
     /// The connection cannot be used any more.
     pub(crate) fn is_lost(&self) -> bool {
-        self.reply == Reply::Lost
+        self.lost
     }
 
     /// The error of a command that stores nothing.
@@ -112,6 +126,14 @@ impl Failure {
             _ => error,
         }
     }
+}
+
+/// The connection was lost before this was sent.
+pub(crate) fn not_sent() -> Error {
+    Error::new(ErrorKind::Connection, "push")
+        .with_driver(NAME)
+        .with_context("the connection broke before the message was sent")
+        .transient()
 }
 
 /// The server cannot be reached.
@@ -212,6 +234,8 @@ mod tests {
         for usable in ["NotFound", "TimedOut", "DeadlineSoon", "Buried", "JobTooBig"] {
             assert!(!failed(usable).is_lost(), "{usable}");
         }
+        assert!(unexpected("BadFormat").with_body().is_lost());
+        assert!(!unexpected("OutOfMemory").with_body().is_lost());
         let broken = Failure::from(BeanstalkcError::ConnectionError("broken pipe".into()));
         assert!(broken.is_lost() && broken.error("settle").is_retryable());
     }

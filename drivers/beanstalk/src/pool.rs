@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -63,6 +63,16 @@ impl Losses {
     }
 }
 
+/// What the crews of a pipeline have in common.
+#[derive(Debug)]
+pub(crate) struct Company {
+    pub(crate) connector: Connector,
+    /// How long the server may be silent.
+    pub(crate) patience: Duration,
+    pub(crate) losses: Losses,
+    pub(crate) health: Health,
+}
+
 /// The place of one thread.
 #[derive(Debug)]
 pub(crate) struct Post {
@@ -109,11 +119,7 @@ impl Post {
 /// Threads with the same duty.
 pub(crate) struct Crew {
     duty: Arc<dyn Duty>,
-    connector: Connector,
-    /// How long the server may be silent.
-    patience: Duration,
-    losses: Arc<Losses>,
-    health: Arc<Health>,
+    company: Arc<Company>,
     posts: Mutex<Posts>,
     /// Ends waits between attempts to connect.
     rest: Condvar,
@@ -130,15 +136,9 @@ struct Posts {
 }
 
 impl Crew {
-    pub(crate) fn new(
-        duty: Arc<dyn Duty>,
-        connector: Connector,
-        patience: Duration,
-        losses: Arc<Losses>,
-        health: Arc<Health>,
-    ) -> Arc<Self> {
+    pub(crate) fn new(duty: Arc<dyn Duty>, company: &Arc<Company>) -> Arc<Self> {
         let (posts, rest, left) = Default::default();
-        Arc::new(Self { duty, connector, patience, losses, health, posts, rest, left })
+        Arc::new(Self { duty, company: Arc::clone(company), posts, rest, left })
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -167,7 +167,8 @@ impl Crew {
         self.rest.notify_all();
     }
 
-    /// Waits until all threads have ended that are not given up. False at the deadline.
+    /// Waits until all threads have ended that are not given up. At the deadline it says how many have
+    /// not: they end when their server answers or closes.
     pub(crate) async fn ended(&self, deadline: tokio::time::Instant) -> bool {
         loop {
             let left = self.left.notified();
@@ -175,6 +176,8 @@ impl Crew {
                 break;
             }
             if timeout_at(deadline, left).await.is_err() {
+                let (address, stuck) = (&self.company.connector.address, self.len());
+                self.warn(format!("{address} does not answer: {stuck} threads wait for it"));
                 return false;
             }
         }
@@ -190,24 +193,39 @@ impl Crew {
         let stuck: Vec<_> =
             lock(&self.posts).taken.iter().filter(|post| post.is_stuck(now)).cloned().collect();
         for post in stuck {
-            if !post.told.swap(true, Ordering::Relaxed) {
+            let known = post.told.swap(true, Ordering::Relaxed);
+            if !known {
                 self.duty.stuck(&post);
-                self.tell();
             }
-            if self.losses.take() {
+            let replaced = self.company.losses.take();
+            if !known {
+                self.tell(replaced);
+            }
+            if replaced {
                 self.relieve(&post);
             }
         }
     }
 
-    fn tell(&self) {
-        let trouble = format!(
-            "{} does not answer for {:?}: its connection is given up, and with it a thread until \
-             the server answers or closes",
-            self.connector.address, self.patience
-        );
-        tracing::warn!(job.pipeline = %self.health.pipeline, trouble, "a thread is stuck");
-        self.health.note(trouble);
+    fn tell(&self, replaced: bool) {
+        let Company { connector, patience, .. } = &*self.company;
+        let outcome = match replaced {
+            true => {
+                "its connection is given up, and with it a thread until the server answers or closes"
+            }
+            false => {
+                "its connection is of no use, and no thread is left to replace the one that waits for \
+                 it until the server answers or closes"
+            }
+        };
+        let address = &connector.address;
+        self.warn(format!("{address} does not answer for {patience:?}: {outcome}"));
+    }
+
+    fn warn(&self, trouble: String) {
+        let health = &self.company.health;
+        tracing::warn!(job.pipeline = %health.pipeline, trouble, "a thread is stuck");
+        health.note(trouble);
     }
 
     fn relieve(self: &Arc<Self>, post: &Arc<Post>) {
@@ -215,7 +233,7 @@ impl Crew {
         let Some(index) = posts.taken.iter().position(|other| other.number == post.number) else {
             // It got its answer.
             drop(posts);
-            return self.losses.give_back();
+            return self.company.losses.give_back();
         };
         posts.taken.swap_remove(index);
         posts.threads.remove(&post.number);
@@ -223,7 +241,7 @@ impl Crew {
         drop(posts);
         self.left.notify_waiters();
         if let Err(error) = self.hire(usize::MAX) {
-            self.health.note(format!("no thread to replace one that is stuck: {error}"));
+            self.company.health.note(format!("no thread to replace one that is stuck: {error}"));
         }
     }
 
@@ -231,21 +249,19 @@ impl Crew {
     fn man(&self, post: &Arc<Post>) {
         let mut failures = 0;
         while self.is_wanted(post) {
-            let begun = Instant::now();
             let served = catch_unwind(AssertUnwindSafe(|| self.serve(post)));
             let Err(error) = served.unwrap_or_else(|_| Err(panicked("serve"))) else { break };
             if post.is_relieved() {
                 break;
             }
-            self.health.met(&error);
+            self.company.health.met(&error);
             self.duty.failed(error);
-            let lasted = begun.elapsed() >= LASTING;
-            let good = post.done.swap(false, Ordering::Relaxed) || lasted;
+            let good = post.done.swap(false, Ordering::Relaxed);
             failures = if good { 1 } else { failures + 1 };
             self.pause(post, Backoff::RECONNECT.delay(failures));
         }
         if post.is_relieved() {
-            self.losses.give_back();
+            self.company.losses.give_back();
             return;
         }
         lock(&self.posts).taken.retain(|other| other.number != post.number);
@@ -253,9 +269,10 @@ impl Crew {
     }
 
     fn serve(&self, post: &Arc<Post>) -> Result<()> {
-        let connecting = self.connector.timeout + self.patience;
-        let client = post.during(connecting, || self.connector.open())?;
-        let mut session = Session { post, patience: self.patience, client: Some(client) };
+        let Company { connector, patience, .. } = &*self.company;
+        let client = post.during(connector.timeout + *patience, || connector.open())?;
+        let mut session =
+            Session { post, patience: *patience, begun: Instant::now(), client: Some(client) };
         let client = session.client.as_mut().expect("taken by the drop only");
         self.duty.serve(post, client)
     }
@@ -275,11 +292,15 @@ impl Crew {
 struct Session<'a> {
     post: &'a Post,
     patience: Duration,
+    begun: Instant,
     client: Option<Client>,
 }
 
 impl Drop for Session<'_> {
     fn drop(&mut self) {
+        if self.begun.elapsed() >= LASTING {
+            self.post.done();
+        }
         let client = self.client.take();
         self.post.during(self.patience, || drop(client));
     }
@@ -294,7 +315,7 @@ impl fmt::Debug for Crew {
 /// Looks after crews, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Watch {
-    crews: Arc<Mutex<Vec<Arc<Crew>>>>,
+    crews: Arc<Mutex<Vec<Weak<Crew>>>>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -302,12 +323,13 @@ impl Watch {
     /// `patience` is how long the server may be silent.
     pub(crate) fn start(patience: Duration) -> Self {
         let tick = (patience / 4).clamp(Duration::from_millis(20), Duration::from_secs(1));
-        let crews: Arc<Mutex<Vec<Arc<Crew>>>> = Arc::default();
+        let crews: Arc<Mutex<Vec<Weak<Crew>>>> = Arc::default();
         let watched = Arc::clone(&crews);
         let task = tokio::spawn(async move {
             loop {
                 tokio::time::sleep(tick).await;
-                let crews = lock(&watched).clone();
+                lock(&watched).retain(|crew| crew.strong_count() > 0);
+                let crews: Vec<_> = lock(&watched).iter().filter_map(Weak::upgrade).collect();
                 crews.iter().for_each(Crew::inspect);
             }
         });
@@ -315,7 +337,7 @@ impl Watch {
     }
 
     pub(crate) fn over(&self, crew: &Arc<Crew>) {
-        lock(&self.crews).push(Arc::clone(crew));
+        lock(&self.crews).push(Arc::downgrade(crew));
     }
 
     /// Ends it.

@@ -11,10 +11,9 @@ use jobs_core::{Backoff, Error, ErrorKind, Result};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{sleep_until, timeout_at};
 
-use crate::connection::{Answer, Client, Connector, Put, Stats};
-use crate::error::{Failure, closed, timed_out, too_late};
-use crate::health::Health;
-use crate::pool::{Crew, Duty, Losses, Post, lock};
+use crate::connection::{Answer, Client, Put, Stats};
+use crate::error::{Failure, closed, not_sent, panicked, timed_out, too_late};
+use crate::pool::{Company, Crew, Duty, Post, lock};
 
 /// Orders that may wait.
 const ROOM: usize = 256;
@@ -31,8 +30,7 @@ pub(crate) struct Publisher {
     desk: Arc<Desk>,
     crew: Arc<Crew>,
     connections: usize,
-    push_timeout: Duration,
-    health: Arc<Health>,
+    company: Arc<Company>,
 }
 
 /// Where orders wait.
@@ -94,25 +92,18 @@ impl Drop for Withdraw<'_> {
 }
 
 impl Publisher {
-    pub(crate) fn new(
-        connector: Connector,
-        connections: usize,
-        push_timeout: Duration,
-        losses: Arc<Losses>,
-        health: &Arc<Health>,
-    ) -> Self {
+    pub(crate) fn new(company: &Arc<Company>, connections: usize) -> Self {
         let desk = Arc::new(Desk {
             queue: Mutex::default(),
             arrived: Condvar::new(),
             doubts: AtomicU64::new(0),
             room: Arc::new(Semaphore::new(ROOM)),
-            patience: push_timeout,
+            patience: company.patience,
             refused: Mutex::default(),
         });
         let duty = Arc::clone(&desk) as Arc<dyn Duty>;
-        let crew = Crew::new(duty, connector, push_timeout, losses, Arc::clone(health));
-        let health = Arc::clone(health);
-        Self { desk, crew, connections, push_timeout, health }
+        let crew = Crew::new(duty, company);
+        Self { desk, crew, connections, company: Arc::clone(company) }
     }
 
     pub(crate) fn crew(&self) -> &Arc<Crew> {
@@ -184,22 +175,23 @@ impl Publisher {
     /// Lets one connection put them.
     async fn order(&self, puts: Vec<Put>, deadline: Instant) -> Result<Vec<Stored>, Refusal> {
         let late = |maybe_stored| Refusal::Late {
-            limit: self.push_timeout,
-            trouble: self.health.last_error(),
+            limit: self.company.patience,
+            trouble: self.company.health.last_error(),
             maybe_stored,
         };
         let room = timeout_at(deadline.into(), Arc::clone(&self.desk.room).acquire_owned()).await;
-        let room = room.map_err(|_| late(false))?.map_err(|_| Refusal::Closed(false))?;
+        let room = room.map_err(|_| late(false))?.map_err(|_| Refusal::Closed)?;
         let (reply, mut answer) = oneshot::channel();
         let claim = Claim::default();
         let _given_up = Withdraw(&claim);
         let work = Work::Put { puts, deadline, reply };
         self.place(Order { claim: claim.clone(), work, _room: room })
-            .map_err(|_| Refusal::Closed(false))?;
+            .map_err(|_| Refusal::Closed)?;
         match timeout_at(deadline.into(), &mut answer).await {
             Ok(Ok(stored)) => Ok(stored),
-            // Nobody took it, or the thread ended over it.
-            Ok(Err(_)) => Err(Refusal::Closed(!claim.take())),
+            // Nobody took it, or the client panicked on the answer.
+            Ok(Err(_)) if claim.take() => Err(Refusal::Closed),
+            Ok(Err(_)) => Err(Refusal::Panicked),
             Err(_) => Err(late(!claim.take())),
         }
     }
@@ -213,7 +205,7 @@ impl Publisher {
     ) -> Result<T> {
         let late = || {
             let error = timed_out(operation);
-            match self.health.last_error() {
+            match self.company.health.last_error() {
                 Some(trouble) => error.with_context(trouble),
                 None => error,
             }
@@ -236,7 +228,7 @@ impl Publisher {
         match timeout_at(deadline.into(), answer).await {
             Ok(Ok(answer)) => answer.map_err(|failure| failure.error(operation)),
             Ok(Err(_)) if self.is_closed() => Err(closed(operation)),
-            Ok(Err(_)) => Err(crate::error::panicked(operation)),
+            Ok(Err(_)) => Err(panicked(operation)),
             Err(_) => Err(late()),
         }
     }
@@ -257,7 +249,7 @@ impl Publisher {
             && self.crew.len() < self.connections
             && let Err(error) = self.crew.hire(self.connections)
         {
-            self.health.note(format!("no thread to push with: {error}"));
+            self.company.health.note(format!("no thread to push with: {error}"));
         }
         Ok(())
     }
@@ -283,21 +275,23 @@ impl Publisher {
     }
 }
 
-/// Why nothing was put.
+/// Why there is no answer.
 enum Refusal {
-    Closed(bool),
+    Closed,
+    Panicked,
     Late { limit: Duration, trouble: Option<String>, maybe_stored: bool },
 }
 
 impl Refusal {
     fn error(&self) -> Error {
-        let (error, maybe_stored) = match self {
-            Self::Closed(maybe_stored) => (closed("push"), *maybe_stored),
+        match self {
+            Self::Closed => closed("push"),
+            Self::Panicked => panicked("push").maybe_stored(),
             Self::Late { limit, trouble, maybe_stored } => {
-                (too_late(*limit, trouble.clone()), *maybe_stored)
+                let error = too_late(*limit, trouble.clone());
+                if *maybe_stored { error.maybe_stored() } else { error }
             }
-        };
-        if maybe_stored { error.maybe_stored() } else { error }
+        }
     }
 }
 
@@ -347,8 +341,8 @@ impl Desk {
     ) -> (Vec<Stored>, Option<Failure>) {
         let mut lost: Option<Failure> = None;
         let store = |put: Put| {
-            if let Some(failure) = &lost {
-                return Err((failure.error("push"), Some(put)));
+            if lost.is_some() {
+                return Err((not_sent(), Some(put)));
             }
             if Instant::now() >= deadline {
                 return Err((too_late(self.patience, None), None));

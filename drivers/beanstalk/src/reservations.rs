@@ -32,18 +32,25 @@ impl Reservation {
         self.renewed + self.time_to_run
     }
 
-    /// When something is to be done about it.
-    fn next(&self) -> Instant {
-        let renewal = self.renewed + self.time_to_run / 2;
-        self.ends.map_or(renewal, |ends| ends.min(renewal))
+    fn renewal(&self) -> Instant {
+        self.renewed + self.time_to_run / 2
     }
 }
 
 #[derive(Debug)]
 struct Entry {
     reservation: Reservation,
+    /// When to ask the server for more time.
+    renewal: Instant,
     /// Its outcome is known, and on its way.
     settling: bool,
+}
+
+impl Entry {
+    /// When something is to be done about it.
+    fn next(&self) -> Instant {
+        self.reservation.ends.map_or(self.renewal, |ends| ends.min(self.renewal))
+    }
 }
 
 /// What is to be done now.
@@ -79,14 +86,15 @@ impl Reservations {
             self.remove(before);
             self.by_id.insert(reservation.id, token);
         }
-        self.times.insert((reservation.next(), token));
-        self.by_token.insert(token, Entry { reservation, settling: false });
+        let entry = Entry { renewal: reservation.renewal(), reservation, settling: false };
+        self.times.insert((entry.next(), token));
+        self.by_token.insert(token, entry);
         before
     }
 
     pub(crate) fn remove(&mut self, token: Token) -> Option<Reservation> {
         let entry = self.by_token.remove(&token)?;
-        self.times.remove(&(entry.reservation.next(), token));
+        self.times.remove(&(entry.next(), token));
         self.by_id.remove(&entry.reservation.id);
         Some(entry.reservation)
     }
@@ -119,21 +127,33 @@ impl Reservations {
 
     /// The server was asked at `asked` to begin its time anew, and did.
     pub(crate) fn renew(&mut self, token: Token, asked: Instant) {
-        self.change(token, |reservation| reservation.renewed = asked);
+        self.change(token, |entry| {
+            entry.reservation.renewed = asked;
+            entry.renewal = entry.reservation.renewal();
+        });
+    }
+
+    /// The server refused that for now: it is to be asked again, at the latest when the time is over.
+    pub(crate) fn postpone(&mut self, token: Token, now: Instant) {
+        self.change(token, |entry| {
+            let again = now + entry.reservation.time_to_run / 10;
+            entry.renewal = again.min(entry.reservation.lapses());
+        });
     }
 
     /// The worker's time ends no sooner than at `ends`.
     pub(crate) fn extend(&mut self, token: Token, ends: Instant) {
-        self.change(token, |reservation| {
-            reservation.ends = reservation.ends.map(|before| before.max(ends));
+        self.change(token, |entry| {
+            let lasts = &mut entry.reservation.ends;
+            *lasts = lasts.map(|before| before.max(ends));
         });
     }
 
-    fn change(&mut self, token: Token, change: impl FnOnce(&mut Reservation)) {
+    fn change(&mut self, token: Token, change: impl FnOnce(&mut Entry)) {
         let Some(entry) = self.by_token.get_mut(&token) else { return };
-        self.times.remove(&(entry.reservation.next(), token));
-        change(&mut entry.reservation);
-        self.times.insert((entry.reservation.next(), token));
+        self.times.remove(&(entry.next(), token));
+        change(entry);
+        self.times.insert((entry.next(), token));
     }
 
     /// When [`due`](Self::due) will have something.
@@ -205,6 +225,18 @@ mod tests {
         assert_eq!(held.insert(1, reserved(7, now, None)), None);
         assert_eq!(held.insert(2, reserved(7, now, None)), Some(1));
         assert!(!held.begin(1, now) && held.begin(2, now));
+    }
+
+    #[test]
+    fn a_renewal_that_is_refused_is_tried_again_until_the_time_is_over() {
+        let (now, at) = start();
+        let mut held = Reservations::default();
+        held.insert(1, reserved(7, now, None));
+        held.postpone(1, at(5));
+        assert_eq!((held.due(at(5)), held.due(at(6))), (None, Some(Due::Renew(1))));
+        held.postpone(1, at(9) + TIME_TO_RUN / 20);
+        assert_eq!(held.next(), Some(at(10)));
+        assert!(held.get(1, at(10)).is_none());
     }
 
     #[test]

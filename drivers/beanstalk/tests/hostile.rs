@@ -4,15 +4,16 @@ mod support;
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use jobs_core::{ErrorKind, Job, Message, Queue};
+use jobs_core::{ErrorKind, Job, Message, Queue, Registry};
 use tokio::time::timeout;
 
 use support::{Say, Server, connect, start};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Says something once, to the first command that begins so.
 fn once(command: &'static str, say: Say) -> impl Fn(&str) -> Option<Say> + Send + Sync {
@@ -49,6 +50,8 @@ async fn every_answer_to_a_put_is_an_outcome_and_the_next_push_works() {
         ("HTTP/1.1 400 Bad Request", Some((Connection, true, true))),
         ("", Some((Connection, true, true))),
         ("RESERVED 1 3\r\nabc", Some((Connection, true, true))),
+        // The client panics on it.
+        ("RESERVED 1 9223372036854775807", Some((Connection, true, true))),
     ];
     for (line, expected) in table {
         let server = Server::start(once("put", Say::line(line)));
@@ -62,8 +65,7 @@ async fn every_answer_to_a_put_is_an_outcome_and_the_next_push_works() {
 }
 
 async fn expect(server: &Server, said: &str, expected: Option<(ErrorKind, bool, bool)>) {
-    let pipeline = server.pipeline().with_option("push_timeout", "5s");
-    let driver = connect(pipeline).await.expect("it answers");
+    let driver = connect(server.pipeline()).await.expect("it answers");
     let found = driver.push(Message::new("a", "")).await.err();
     let found = found.map(|e| (e.kind(), e.is_retryable(), e.may_be_stored()));
     assert_eq!(found, expected, "{said}");
@@ -79,7 +81,7 @@ async fn a_server_that_stays_full_is_waited_for_and_then_told_so() {
         let driver = connect(server.pipeline()).await.unwrap();
         let start = Instant::now();
         let answers = driver.push_batch(vec![Message::new("a", ""), Message::new("b", "")]).await;
-        assert!(start.elapsed() >= Duration::from_millis(300));
+        assert!(start.elapsed() >= Duration::from_secs(3));
         for answer in answers {
             let error = answer.unwrap_err();
             assert_eq!((error.kind(), error.is_retryable()), (kind, true));
@@ -133,6 +135,84 @@ async fn consuming_goes_on_after_any_answer_to_a_request_for_a_job() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_server_without_memory_is_worked_off_on_the_connection_that_stands() {
+    let foreign = Say::job(3, "of others");
+    for (first, name) in [(job(2), "a"), (foreign, "deduced_by_rr")] {
+        for refused in ["reserve", "stats-job", "touch"] {
+            let connected = Arc::new(AtomicUsize::new(0));
+            let (watched, turn) = (Arc::clone(&connected), AtomicUsize::new(0));
+            let (reserve, full) = (once("reserve", first.clone()), Say::line("OUT_OF_MEMORY"));
+            let server = Server::start(move |line| {
+                watched.fetch_add(usize::from(line.starts_with("watch")), Ordering::AcqRel);
+                // A request for a job has to succeed some time.
+                let is_first = || turn.fetch_add(1, Ordering::AcqRel) < 3;
+                let is_refused = line.starts_with(refused) && (refused != "reserve" || is_first());
+                is_refused.then(|| full.clone()).or_else(|| reserve(line))
+            });
+            let pipeline = server.pipeline().with_option("connections", 1);
+            let (driver, queue) = start(pipeline).await.unwrap();
+            let job = next(&queue).await;
+            assert_eq!((job.name(), job.attempt()), (name, 1));
+            if refused == "touch" {
+                let error = job.extend(Duration::from_secs(1)).await.unwrap_err();
+                assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::Full, true));
+            }
+            job.ack().await.unwrap();
+            assert_eq!(connected.load(Ordering::Acquire), 1, "{refused}");
+            driver.stop().await.unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_for_a_job_that_is_overdue_holds_up_no_other_connection() {
+    let (silent, first) = (once("reserve", Say::Nothing), once("reserve-with-timeout 1", job(2)));
+    let second = once("reserve-with-timeout 0", job(3));
+    let server =
+        Server::start(move |line| silent(line).or_else(|| first(line)).or_else(|| second(line)));
+    let pipeline = server.pipeline().with_option("connections", 2);
+    // The connection is given up only when the test has failed.
+    let (driver, queue) = start(pipeline.with_option("push_timeout", "10m")).await.unwrap();
+    let held = next(&queue).await;
+    let other = next(&queue).await;
+    held.ack().await.unwrap();
+    other.ack().await.unwrap();
+    server.hang_up();
+    driver.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_buried_jobs_are_kicked() {
+    let kicked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&kicked);
+    let server = Server::start(move |line| {
+        let count = |by| count.fetch_add(by, Ordering::AcqRel);
+        match line.split_once(' ').unwrap_or((line, "")).0 {
+            "stats-tube" => Some(Say::line("OK 27\r\n---\ncurrent-jobs-buried: 2\n")),
+            // Somebody else was first with the other.
+            "peek-buried" if count(0) > 0 => Some(Say::line("NOT_FOUND")),
+            "peek-buried" => Some(Say::line("FOUND 7 1\r\nx")),
+            "kick-job" => {
+                count(1);
+                Some(Say::line("KICKED"))
+            }
+            "kick" => {
+                count(100);
+                Some(Say::line("KICKED 2"))
+            }
+            _ => None,
+        }
+    });
+    let constructor = jobs_beanstalk::constructor();
+    let mut registry = Registry::new();
+    registry.register(constructor.clone()).unwrap();
+    let driver = registry.connect(server.pipeline()).await.unwrap();
+    assert_eq!(constructor.buried("p").unwrap().kick(10).await.unwrap(), 1);
+    assert_eq!(kicked.load(Ordering::Acquire), 1);
+    driver.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_settlement_that_the_server_refuses_gives_the_job_back() {
     let (reserve, delete) = (once("reserve", job(2)), once("delete", Say::line("INTERNAL_ERROR")));
     let server = Server::start(move |command| reserve(command).or_else(|| delete(command)));
@@ -150,7 +230,7 @@ async fn a_server_that_is_silent_about_a_settlement_does_not_hold_up_its_caller(
         let server = Server::start(move |line| {
             reserve(line).or_else(|| line.starts_with(command).then_some(Say::Nothing))
         });
-        let pipeline = server.pipeline().with_option("connections", 1);
+        let pipeline = server.impatient().with_option("connections", 1);
         let (driver, queue) = start(pipeline).await.unwrap();
         (server, driver, queue)
     };
@@ -217,7 +297,7 @@ fn a_hostile_length_aborts_the_process() {
 }
 
 fn believe_a_length() {
-    let server = Server::start(once("reserve", Say::line("RESERVED 1 99999999999999")));
+    let server = Server::start(once("reserve", Say::line("RESERVED 1 999999999999999")));
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime.block_on(async {
         let (_driver, queue) = start(server.pipeline()).await.expect("it runs");

@@ -9,7 +9,7 @@ use jobs_kit::{Case, CaseError, CaseResult, Fixture};
 use super::{case, ours};
 use crate::beanstalkd::{Beanstalkd, Mode, Servers};
 
-const PUSH_TIMEOUT: Duration = Duration::from_millis(500);
+const PUSH_TIMEOUT: Duration = Duration::from_secs(3);
 
 pub(super) fn cases(servers: &Arc<Servers>) -> Vec<Case> {
     vec![

@@ -1,7 +1,7 @@
 //! What the server sees of the driver: commands, priorities, reservations, buried jobs.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jobs_core::{Queue, Registry};
 use jobs_kit::{Case, CaseResult, Fault, Feature, Fixture};
@@ -17,7 +17,7 @@ pub(super) fn cases(servers: &Arc<Servers>) -> Vec<Case> {
             servers,
             "shown::an_idle_tube_is_not_polled",
             &[],
-            "an idle pipeline asks once per connection and reserve_timeout, however many jobs it holds",
+            "an idle pipeline asks once per connection and reserve_timeout, also while some connections hold jobs",
             an_idle_tube_is_not_polled,
         )
         .needs(ALONE),
@@ -33,7 +33,7 @@ pub(super) fn cases(servers: &Arc<Servers>) -> Vec<Case> {
             servers,
             "shown::a_job_takes_three_commands",
             &[],
-            "put, reserve and delete: nothing else is asked for a job that comes for the first time",
+            "put, reserve and delete: nothing is asked about a job that comes for the first time",
             a_job_takes_three_commands,
         )
         .needs(ALONE),
@@ -41,7 +41,7 @@ pub(super) fn cases(servers: &Arc<Servers>) -> Vec<Case> {
             servers,
             "shown::a_short_time_to_run_is_renewed",
             &[2],
-            "a job is renewed at half of its time to run, also one of others with a second only",
+            "a job is renewed at half of its own time to run, also one of others with three seconds only",
             a_short_time_to_run_is_renewed,
         )
         .needs(ALONE),
@@ -75,23 +75,31 @@ async fn commands(operator: &mut Operator, names: &[&str]) -> jobs_core::Result<
     Ok(names.iter().map(|name| figure(name).unwrap_or(0)).collect())
 }
 
-/// How many questions for a job there are within a while.
-async fn questions(operator: &mut Operator, time: Duration) -> jobs_core::Result<u64> {
-    let before = commands(operator, &["reserve-with-timeout"]).await?[0];
+/// How many questions for a job there are in a second, counted for a while.
+async fn questions(operator: &mut Operator, time: Duration) -> jobs_core::Result<f64> {
+    let (start, before) = (Instant::now(), operator.figure("cmd-reserve-with-timeout").await?);
     tokio::time::sleep(time).await;
-    Ok(commands(operator, &["reserve-with-timeout"]).await?[0] - before)
+    let asked = operator.figure("cmd-reserve-with-timeout").await? - before;
+    Ok(asked as f64 / start.elapsed().as_secs_f64())
 }
 
 async fn an_idle_tube_is_not_polled(fx: Fixture, servers: Arc<Servers>) -> CaseResult {
+    // Once a second, by each of 4 connections, and what was under way at the start.
+    const MOST: f64 = 5.4;
     let pipeline = fx.pipeline_of(10).await?;
     let mut operator = servers.own().await?.operator().await?;
     let asked = questions(&mut operator, Duration::from_secs(3)).await?;
-    assert!(asked <= 4 * 4, "{asked} questions of 4 connections in 3 s");
-    pipeline.push_numbered(1).await?;
-    let held = pipeline.next().await?;
-    let asked = questions(&mut operator, Duration::from_secs(3)).await?;
-    assert!(asked <= 4 * 4, "{asked} questions, with a job held");
-    held.ack().await?;
+    assert!(asked <= MOST, "{asked} questions of 4 connections per second");
+    let mut held = Vec::new();
+    for count in 1..=3 {
+        pipeline.push_numbered(1).await?;
+        held.push(pipeline.next().await?);
+        let asked = questions(&mut operator, Duration::from_secs(3)).await?;
+        assert!(asked <= MOST, "{asked} questions per second, with {count} jobs held");
+    }
+    for job in held {
+        job.ack().await?;
+    }
     pipeline.expect_empty().await?;
     Ok(())
 }
@@ -106,7 +114,8 @@ async fn held_by_every_connection(fx: Fixture, servers: Arc<Servers>) -> CaseRes
         held.push(pipeline.next().await?);
     }
     let asked = questions(&mut operator, Duration::from_secs(2)).await?;
-    assert!(asked <= 2 * 2 * 15, "{asked} questions in 2 s");
+    // Ten by each of them, after a beginning that is faster.
+    assert!(asked <= 30.0, "{asked} questions per second");
     pipeline.push(fx.message("one more")).await?;
     held.push(fx.within("the sixth", pipeline.next()).await??);
     for job in held {
@@ -118,20 +127,34 @@ async fn held_by_every_connection(fx: Fixture, servers: Arc<Servers>) -> CaseRes
 
 async fn a_job_takes_three_commands(fx: Fixture, servers: Arc<Servers>) -> CaseResult {
     const JOBS: u64 = 100;
-    const NAMES: &[&str] = &["put", "delete", "stats-job", "touch", "release"];
+    const NAMES: &[&str] = &[
+        "put",
+        "delete",
+        "stats-job",
+        "touch",
+        "release",
+        "reserve-with-timeout",
+        "list-tube-used",
+    ];
     let pipeline = fx.pipeline_of(10).await?;
     // From here on it knows what a first time is.
     pipeline.push_numbered(1).await?;
     pipeline.ack_next(1).await?;
     let mut operator = servers.own().await?.operator().await?;
-    let before = commands(&mut operator, NAMES).await?;
-    for _ in 0..JOBS / 10 {
-        pipeline.push_numbered(10).await?;
-        pipeline.ack_next(10).await?;
+    let (start, before) = (Instant::now(), commands(&mut operator, NAMES).await?);
+    for _ in 0..JOBS {
+        pipeline.push_numbered(1).await?;
+        pipeline.ack_next(1).await?;
     }
     let after = commands(&mut operator, NAMES).await?;
+    // What 8 connections do once a second, also without jobs: ask for one, and whether they live.
+    let idle = 8 * (start.elapsed().as_secs() + 2);
     let more: Vec<_> = after.iter().zip(before).map(|(after, before)| after - before).collect();
-    assert_eq!(more, [JOBS, JOBS, 0, 0, 0], "of {NAMES:?}");
+    assert_eq!(more[..5], [JOBS, JOBS, 0, 0, 0], "of {NAMES:?}");
+    assert!(
+        more[5] <= JOBS + idle && more[6] <= idle,
+        "{more:?} of {NAMES:?}, {idle} of them idle"
+    );
     pipeline.expect_empty().await?;
     Ok(())
 }
@@ -142,15 +165,17 @@ async fn a_short_time_to_run_is_renewed(fx: Fixture, servers: Arc<Servers>) -> C
     let mut operator = servers.own().await?.operator().await?;
     let tube = pipeline.config().name().to_owned();
     operator.call(&format!("use {tube}"), None).await?;
-    operator.call("put 0 0 1 5", Some(b"short")).await?;
+    operator.call("put 0 0 3 5", Some(b"short")).await?;
     let held = pipeline.next().await?;
-    let before = commands(&mut operator, &["reserve-with-timeout", "touch"]).await?;
-    tokio::time::sleep(Duration::from_secs(4)).await;
-    let after = commands(&mut operator, &["reserve-with-timeout", "touch"]).await?;
+    let names = ["reserve-with-timeout", "touch"];
+    let (start, before) = (Instant::now(), commands(&mut operator, &names).await?);
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    let after = commands(&mut operator, &names).await?;
     let (asked, touched) = (after[0] - before[0], after[1] - before[1]);
-    assert!((6..=20).contains(&touched), "{touched} touches in 4 s");
-    // Each question is answered DEADLINE_SOON at once.
-    assert!(asked <= 100, "{asked} questions in 4 s");
+    let seconds = start.elapsed().as_secs();
+    // One in 1.5 s, or later if it was busy, but one in 3 s at least.
+    assert!((2..=seconds).contains(&touched), "{touched} touches in {seconds} s");
+    assert!(asked <= 25 * seconds, "{asked} questions in {seconds} s");
     held.ack().await?;
     pipeline.expect_empty().await?;
     Ok(())

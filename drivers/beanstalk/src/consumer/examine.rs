@@ -6,7 +6,7 @@ use jobs_core::Message;
 
 use super::found;
 use super::hand::Hand;
-use crate::codec::{self, Decoded, Terms};
+use crate::codec::{self, Decoded, Terms, server_priority};
 use crate::connection::{Answer, Reserved};
 use crate::error::Reply;
 use crate::pool::lock;
@@ -23,7 +23,7 @@ impl Hand<'_> {
         let Decoded { message, terms } = codec::decode(&body);
         let ours = terms.is_some();
         let terms = match terms {
-            Some(terms) if self.is_fresh(terms.priority, id) => terms,
+            Some(terms) if self.is_first(terms.priority, id) => terms,
             _ => match self.ask_about(id, terms)? {
                 Some((terms, 0)) => terms,
                 Some((terms, lost)) => {
@@ -31,7 +31,7 @@ impl Hand<'_> {
                     if self.write_down(id, &message, counted)? {
                         return Ok(None);
                     }
-                    terms
+                    counted
                 }
                 None => return Ok(None),
             },
@@ -39,7 +39,8 @@ impl Hand<'_> {
         let time_to_run = Duration::from_secs(terms.time_to_run.max(1).into());
         let mut renewed = asked;
         if asked.elapsed() > time_to_run / 4 {
-            // It may have come at any moment since.
+            // It may have come at any moment since. If that cannot be told, it comes back when its time is
+            // over.
             renewed = Instant::now();
             if !found(self.ask(|client| client.touch(id)))? {
                 return Ok(None);
@@ -50,16 +51,8 @@ impl Hand<'_> {
         Ok(Some(Reservation { id, priority, time_to_run, message, attempt, ours, renewed, ends }))
     }
 
-    /// True if a job surely comes for the first time. Judged by what had come before it was asked for,
-    /// as those that are asked for at once arrive in any order; and by what has come since, for a request
-    /// that waited for long.
-    fn is_fresh(&self, priority: u32, id: u64) -> bool {
-        let mut now = lock(&self.floor.freshness);
-        let fresh = self.before.is_fresh(priority, id) || now.is_fresh(priority, id);
-        if fresh {
-            now.came(priority, id);
-        }
-        fresh
+    fn is_first(&self, priority: u32, id: u64) -> bool {
+        lock(&self.floor.freshness).is_first(&self.before, priority, id)
     }
 
     /// What the server knows of a job: its terms, and how many deliveries ended without a word that
@@ -68,7 +61,12 @@ impl Hand<'_> {
         let stats = match self.ask(|client| client.stats_job(id)) {
             Ok(stats) => stats,
             Err(failure) if failure.reply == Reply::NotFound => return Ok(None),
-            Err(failure) => return Err(failure),
+            Err(failure) if failure.is_lost() => return Err(failure),
+            Err(failure) => {
+                // Better uncounted than not at all: what is worked off gives the server room.
+                self.refused(&failure, "reserve");
+                return Ok(Some((terms.unwrap_or_else(|| self.unknown()), 0)));
+            }
         };
         let reserves: u32 = stats.number("reserves").unwrap_or(1).max(1);
         let Some(terms) = terms else {
@@ -83,15 +81,23 @@ impl Hand<'_> {
         Ok(Some((terms, reserves.saturating_sub(releases.saturating_add(1)))))
     }
 
+    /// The terms of a job that neither its body nor the server tells.
+    fn unknown(&self) -> Terms {
+        let priority = server_priority(self.floor.priority);
+        let priority = self.floor.config.tube_priority.unwrap_or(priority);
+        Terms { attempt: 1, priority, time_to_run: 1 }
+    }
+
     /// Replaces a job by a copy that knows its attempt, so that no later consumer counts less. False
     /// if the server takes no copy.
     fn write_down(&mut self, id: u64, message: &Message, terms: Terms) -> Answer<bool> {
-        let put = self.floor.put(message, Duration::ZERO, terms);
-        match self.ask(|client| client.put(&put)) {
+        let copy = self.floor.copy(message, Duration::ZERO, terms);
+        match copy.and_then(|copy| self.ask(|client| client.put(&copy))) {
             Ok(()) => {}
             Err(failure) if failure.is_lost() => return Err(failure),
+            // A copy that is buried is a duplicate, should anybody kick it.
             Err(failure) => {
-                self.floor.health.met(&failure.error("reserve"));
+                self.refused(&failure, "reserve");
                 return Ok(false);
             }
         }

@@ -13,8 +13,8 @@ use jobs_core::{Credit, Delivery, Error, ErrorKind, Result};
 use super::Floor;
 use crate::connection::{Answer, Client};
 use crate::epoch::{Epoch, Role};
-use crate::error::Reply;
-use crate::freshness::Freshness;
+use crate::error::{Failure, Reply};
+use crate::freshness::Before;
 use crate::pool::{Post, lock};
 use crate::reservations::Reservation;
 
@@ -33,7 +33,7 @@ pub(super) struct Hand<'a> {
     pub(super) next: Instant,
     pub(super) pace: Duration,
     /// What had come before the job that is asked for.
-    pub(super) before: Freshness,
+    pub(super) before: Before,
 }
 
 impl<'a> Hand<'a> {
@@ -43,7 +43,7 @@ impl<'a> Hand<'a> {
         client: &'a mut Client,
         epoch: Arc<Epoch>,
     ) -> Self {
-        let (next, pace, before) = (Instant::now(), PACE.0, Freshness::default());
+        let (next, pace, before) = (Instant::now(), PACE.0, Before::default());
         Self { floor, post, client, epoch, next, pace, before }
     }
 
@@ -78,6 +78,20 @@ impl<'a> Hand<'a> {
         (self.next, self.pace) = (Instant::now(), PACE.0);
     }
 
+    /// Asks for a job next after a while, and after up to `longest` if it goes on like that.
+    fn ask_later(&mut self, longest: Duration) {
+        self.pace = self.pace.min(longest);
+        self.next = Instant::now() + self.pace;
+        self.pace *= 2;
+    }
+
+    /// The server refused something that can wait, as when it is out of memory. The connection is of
+    /// use, and the jobs that it has reserved stay with it.
+    pub(super) fn refused(&mut self, failure: &Failure, operation: &'static str) {
+        self.floor.company.health.met(&failure.error(operation));
+        self.ask_later(TRUST);
+    }
+
     /// Asks for a job if there is a credit for it, or waits for something to do.
     fn fetch(&mut self) -> Result<()> {
         let holds_none = self.epoch.is_empty();
@@ -93,21 +107,22 @@ impl<'a> Hand<'a> {
         }
         if holds_none {
             let (epoch, wait) = (Arc::clone(&self.epoch), self.floor.config.reserve());
-            return epoch.as_role(Role::Waiting, || self.reserve(wait, credit)).map(drop);
+            let waiting = Role::Waiting(Instant::now() + wait + TRUST);
+            return epoch.as_role(waiting, || self.reserve(wait, credit)).map(drop);
         }
-        if self.floor.is_any(Role::Waiting) {
+        if self.floor.is_any_waiting() {
             // What becomes ready goes to them.
             self.floor.unused(credit);
             self.epoch.wait(Some(Instant::now() + TRUST));
             return Ok(());
         }
         if self.reserve(Duration::ZERO, credit)? {
-            self.pace = PACE.0;
             return Ok(());
         }
-        self.next = Instant::now() + self.pace;
-        self.pace = (self.pace * 2).min(PACE.1);
-        if self.floor.is_any(Role::Free) {
+        if self.next <= Instant::now() {
+            self.ask_later(PACE.1);
+        }
+        if self.floor.is_any_free() {
             // They can wait at the server, with the credit that is free now.
             self.floor.epochs.ring();
         }
@@ -117,7 +132,7 @@ impl<'a> Hand<'a> {
     /// Asks for a job, and delivers it. False if there is none.
     fn reserve(&mut self, wait: Duration, credit: Credit) -> Result<bool> {
         let floor = self.floor;
-        self.before.clone_from(&lock(&floor.freshness));
+        lock(&floor.freshness).note(&mut self.before);
         if let Some(credit) = self.epoch.keep(credit) {
             floor.unused(credit);
             return Ok(false);
@@ -126,17 +141,24 @@ impl<'a> Hand<'a> {
         let client = &mut *self.client;
         let allowance = floor.config.push_timeout + wait;
         let fetched = match self.post.during(allowance, || client.reserve(wait)) {
+            // Given up meanwhile: closing the connection gives the job back.
+            Ok(_) if self.epoch.is_dead() => Ok(None),
             Ok(reserved) => self.examine(reserved, asked),
             Err(failure) => match failure.reply {
+                Reply::TimedOut => Ok(None),
                 // It means: renew what you hold, which is looked after before the next question.
-                Reply::TimedOut | Reply::DeadlineSoon => Ok(None),
+                Reply::DeadlineSoon => {
+                    self.ask_later(PACE.1);
+                    Ok(None)
+                }
                 _ => Err(failure),
             },
         };
-        // None: the thread was given up. Closing the connection gives the job back.
+        // None: the thread was given up.
         let Some(credit) = self.epoch.credit() else { return Ok(false) };
         match fetched {
             Ok(Some(reservation)) => {
+                self.pace = PACE.0;
                 self.deliver(reservation, credit)?;
                 Ok(true)
             }
@@ -146,7 +168,11 @@ impl<'a> Hand<'a> {
             }
             Err(failure) => {
                 floor.unused(credit);
-                Err(failure.error("reserve"))
+                if failure.is_lost() {
+                    return Err(failure.error("reserve"));
+                }
+                self.refused(&failure, "reserve");
+                Ok(false)
             }
         }
     }

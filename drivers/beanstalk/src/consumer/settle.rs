@@ -10,19 +10,28 @@ use crate::codec::Terms;
 use crate::config::{A_YEAR, whole_seconds};
 use crate::connection::Answer;
 use crate::epoch::{Ending, Order, Reply};
-use crate::error::{Failure, Reply as ServerReply};
+use crate::error::Failure;
 use crate::reservations::{Due, Reservation};
 
 impl Hand<'_> {
     pub(super) fn look_after(&mut self, due: Due) -> Result<()> {
         match due {
-            Due::Renew(token) => self.renew(token).map(drop),
+            Due::Renew(token) => match self.renew(token) {
+                Err(failure) if !failure.is_lost() => {
+                    self.refused(&failure, "extend");
+                    Ok(())
+                }
+                renewed => renewed.map(drop).map_err(|failure| failure.error("extend")),
+            },
             Due::End(token) => {
                 // What nobody has popped was not started.
                 let started = self.floor.withdraw(&[token]).is_empty();
                 self.give_back(token, started)?;
                 if started {
-                    self.floor.health.note("a job was not settled within `max_lease`".to_owned());
+                    self.floor
+                        .company
+                        .health
+                        .note("a job was not settled within `max_lease`".to_owned());
                 }
                 Ok(())
             }
@@ -30,7 +39,7 @@ impl Hand<'_> {
     }
 
     /// False if the reservation is over.
-    fn renew(&mut self, token: Token) -> Result<bool> {
+    fn renew(&mut self, token: Token) -> Answer<bool> {
         let asked = Instant::now();
         // Looking at it forgets it if its time is over.
         let reservation = self.epoch.reservation(token);
@@ -42,25 +51,27 @@ impl Hand<'_> {
             }
         };
         match found(renewed) {
-            Ok(true) => {
-                self.epoch.renew(token, asked);
-                Ok(true)
-            }
+            Ok(true) => self.epoch.renew(token, asked),
             Ok(false) => {
                 self.epoch.forget(token);
                 self.lapsed(token);
-                Ok(false)
+                return Ok(false);
             }
-            // Another answer makes no sense: the jobs come back, as from a connection that is lost.
-            Err(failure) => Err(failure.error("extend")),
+            // It lasts as long as it did, and is asked about again.
+            Err(failure) if !failure.is_lost() => {
+                self.epoch.postpone(token);
+                return Err(failure);
+            }
+            Err(failure) => return Err(failure),
         }
+        Ok(true)
     }
 
     fn lapsed(&self, token: Token) {
         self.floor.withdraw(&[token]);
         let trouble = "the server ended a reservation: its time to run was over";
-        tracing::warn!(job.pipeline = %self.floor.health.pipeline, trouble, "a lease is lost");
-        self.floor.health.note(trouble.to_owned());
+        tracing::warn!(job.pipeline = %self.floor.company.health.pipeline, trouble, "a lease is lost");
+        self.floor.company.health.note(trouble.to_owned());
     }
 
     /// Ends a reservation without a receipt's doing.
@@ -75,7 +86,7 @@ impl Hand<'_> {
             Err(failure) if failure.is_lost() => Err(failure.error("release")),
             // It comes back when its time to run is over.
             Err(failure) => {
-                self.floor.health.met(&failure.error("release"));
+                self.floor.company.health.met(&failure.error("release"));
                 Ok(())
             }
             Ok(_) => Ok(()),
@@ -92,9 +103,14 @@ impl Hand<'_> {
     fn extend(&mut self, token: Token, by: Duration) -> Result<()> {
         let renewed = self.renew(token);
         let reply = self.epoch.reply();
-        if renewed? {
-            self.epoch.extend_to(token, Instant::now() + by.min(A_YEAR));
-            reply.done();
+        match renewed {
+            Ok(true) => {
+                self.epoch.extend_to(token, Instant::now() + by.min(A_YEAR));
+                reply.done();
+            }
+            Ok(false) => {}
+            Err(failure) if failure.is_lost() => return Err(failure.error("extend")),
+            Err(failure) => drop(reply.refuse(failure.error("extend"))),
         }
         Ok(())
     }
@@ -142,7 +158,7 @@ impl Hand<'_> {
 
     fn refuse(&mut self, token: Token, ending: &Ending, reply: Reply, failure: &Failure) {
         let error = failure.error("settle");
-        self.floor.health.met(&error);
+        self.floor.company.health.met(&error);
         if matches!(ending, Ending::Abandon) {
             // It comes back when its time to run is over.
             self.epoch.forget(token);
@@ -177,14 +193,12 @@ impl Hand<'_> {
             priority: reservation.priority,
             time_to_run: whole_seconds(reservation.time_to_run),
         };
-        let put = self.floor.put(message, delay, terms);
-        match self.ask(|client| client.put(&put)) {
+        let copy = self.floor.copy(message, delay, terms);
+        match copy.and_then(|copy| self.ask(|client| client.put(&copy))) {
             Ok(()) => self.ask(|client| client.delete(reservation.id)),
-            // The server takes no copy now, or one this large. Better uncounted than not at all.
-            Err(failure)
-                if !changed && !failure.is_lost() && failure.reply != ServerReply::Buried =>
-            {
-                self.floor.health.met(&failure.error("settle"));
+            // The server takes no copy now, or none this large. Better uncounted than not at all.
+            Err(failure) if !changed && !failure.is_lost() && !failure.of_put().may_be_stored() => {
+                self.floor.company.health.met(&failure.error("settle"));
                 self.release(reservation, delay)
             }
             Err(failure) => Err(failure),

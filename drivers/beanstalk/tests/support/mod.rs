@@ -61,11 +61,16 @@ impl Server {
         }
     }
 
-    /// A pipeline on it that soon loses its patience.
+    /// A pipeline on it.
     pub(crate) fn pipeline(&self) -> Pipeline {
         Pipeline::new("p", jobs_beanstalk::NAME)
             .with_option("addr", format!("tcp://127.0.0.1:{}", self.port))
-            .with_option("push_timeout", "300ms")
+            .with_option("push_timeout", "3s")
+    }
+
+    /// A pipeline on it that soon loses its patience.
+    pub(crate) fn impatient(&self) -> Pipeline {
+        self.pipeline().with_option("push_timeout", "300ms")
     }
 }
 
