@@ -24,6 +24,9 @@ const DOUBTFUL: Duration = Duration::from_secs(1);
 /// Between attempts at a server that takes no more jobs for now.
 const FULL: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
 
+/// Less time than that is not worth another attempt.
+const ANSWER: Duration = Duration::from_secs(1);
+
 /// Puts messages, and asks questions, on connections of its own.
 #[derive(Debug)]
 pub(crate) struct Publisher {
@@ -145,29 +148,33 @@ impl Publisher {
             let stored = match self.order(mem::take(&mut puts), deadline).await {
                 Ok(stored) => stored,
                 Err(refusal) => {
-                    places.iter().for_each(|place| answers[*place] = Err(refusal.error()));
+                    for place in places {
+                        replace(&mut answers[place], Err(refusal.error()));
+                    }
                     return answers;
                 }
             };
             let mut again = Vec::new();
             for (place, stored) in places.into_iter().zip(stored) {
-                answers[place] = stored.map_err(|(error, put)| {
+                let stored = stored.map_err(|(error, put)| {
                     if let Some(put) = put {
                         again.push(place);
                         puts.push(put);
                     }
                     error
                 });
+                replace(&mut answers[place], stored);
             }
             places = again;
             let next = Instant::now() + FULL.delay(attempt);
             if places.is_empty() {
                 break;
             }
-            sleep_until(next.min(deadline).into()).await;
-            if deadline <= Instant::now() {
+            if next + ANSWER.min(self.company.patience / 4) > deadline {
+                sleep_until(deadline.into()).await;
                 break;
             }
+            sleep_until(next.into()).await;
         }
         answers
     }
@@ -272,6 +279,14 @@ impl Publisher {
         self.crew.ended(deadline).await;
         let left = mem::take(&mut lock(&self.desk.queue).orders);
         drop(left);
+    }
+}
+
+/// What the server said before says more than that there was no time for another attempt.
+fn replace(before: &mut Result<()>, now: Result<()>) {
+    let is_late = |error: &Error| error.kind() == ErrorKind::Timeout && !error.may_be_stored();
+    if before.is_ok() || !now.as_ref().is_err_and(is_late) {
+        *before = now;
     }
 }
 
