@@ -12,9 +12,10 @@ use jobs_core::{
 use crate::NAME;
 use crate::buried::Buried;
 use crate::config::BeanstalkConfig;
-use crate::driver::{BeanstalkDriver, Strays};
+use crate::driver::BeanstalkDriver;
 use crate::pool::lock;
 use crate::publisher::Publisher;
+use crate::strays::Strays;
 
 /// Makes `beanstalk` pipelines. Each has connections of its own, because a connection is bound to
 /// its tube and to the jobs it has reserved.

@@ -1,7 +1,7 @@
 //! The mapping of the contract onto beanstalkd.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, Weak};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use jobs_core::{
@@ -16,8 +16,9 @@ use crate::connection::{Connector, Put};
 use crate::consumer::Consumer;
 use crate::error::{Reply, timed_out};
 use crate::health::Health;
-use crate::pool::{Company, Crew, Losses, Watch, lock};
+use crate::pool::{Company, Crew, Losses, Watch};
 use crate::publisher::Publisher;
+use crate::strays::Strays;
 
 /// How long a stop waits for a server that does not answer.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -358,43 +359,5 @@ impl Drop for Close<'_> {
     fn drop(&mut self) {
         self.publisher.close();
         self.strays.add(self.address, self.publisher.crew());
-    }
-}
-
-/// Crews of attempts to connect that failed. Their threads may wait for a silent server.
-#[derive(Default)]
-pub(crate) struct Strays(std::sync::Mutex<Vec<(Address, Weak<Crew>)>>);
-
-impl Strays {
-    fn add(&self, address: &Address, crew: &Arc<Crew>) {
-        lock(&self.0).push((address.clone(), Arc::downgrade(crew)));
-    }
-
-    /// Refuses another attempt as long as so many threads wait for that server.
-    async fn admit(&self, address: &Address, most: usize, deadline: Instant) -> Result<()> {
-        /// A thread whose server is not silent ends in a moment.
-        const MOMENT: Duration = Duration::from_millis(10);
-        loop {
-            let waiting = self.waiting(address);
-            if waiting < most {
-                return Ok(());
-            }
-            if Instant::now() >= deadline {
-                let context = format!("{address} does not answer: {waiting} threads wait for it");
-                return Err(timed_out("connect").with_context(context));
-            }
-            tokio::time::sleep(MOMENT).await;
-        }
-    }
-
-    fn waiting(&self, address: &Address) -> usize {
-        let mut strays = lock(&self.0);
-        strays.retain(|(_, crew)| crew.strong_count() > 0);
-        // Each thread keeps its crew, and nobody else does.
-        let threads = |(other, crew): &(Address, Weak<Crew>)| match other == address {
-            true => crew.strong_count(),
-            false => 0,
-        };
-        strays.iter().map(threads).sum()
     }
 }

@@ -14,6 +14,7 @@ mod health;
 mod pool;
 mod publisher;
 mod reservations;
+mod strays;
 
 pub use buried::{Buried, BuriedJob};
 pub use config::{Address, BeanstalkConfig};
