@@ -13,6 +13,15 @@ use crate::pool::lock;
 use crate::reservations::Reservation;
 
 impl Hand<'_> {
+    /// Gives a job back that came after the thread was given up. Closing the connection would, too, but
+    /// then it counts as an attempt.
+    pub(super) fn decline(&mut self, reserved: &Reserved) -> Answer<()> {
+        match codec::decode(&reserved.body).terms {
+            Some(terms) => self.ask(|client| client.release(reserved.id, terms.priority, 0)),
+            None => Ok(()),
+        }
+    }
+
     /// Finds out what a job is. None if it was ours for a moment only.
     pub(super) fn examine(
         &mut self,

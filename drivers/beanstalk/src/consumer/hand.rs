@@ -141,8 +141,7 @@ impl<'a> Hand<'a> {
         let client = &mut *self.client;
         let allowance = floor.config.push_timeout + wait;
         let fetched = match self.post.during(allowance, || client.reserve(wait)) {
-            // Given up meanwhile: closing the connection gives the job back.
-            Ok(_) if self.epoch.is_dead() => Ok(None),
+            Ok(reserved) if self.epoch.is_dead() => self.decline(&reserved).map(|()| None),
             Ok(reserved) => self.examine(reserved, asked),
             Err(failure) => match failure.reply {
                 Reply::TimedOut => Ok(None),
