@@ -22,6 +22,8 @@ use crate::reservations::Reservation;
 const PACE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
 /// A thread that leaves the waiting to others looks after so long whether they still do.
 const TRUST: Duration = Duration::from_secs(1);
+/// A job that came sooner was ready when it was asked for, and more may be.
+const AT_ONCE: Duration = Duration::from_millis(1);
 
 /// A thread with its connection.
 pub(super) struct Hand<'a> {
@@ -32,6 +34,8 @@ pub(super) struct Hand<'a> {
     /// When to ask for a job next, and how long to wait after that.
     pub(super) next: Instant,
     pub(super) pace: Duration,
+    /// The last question was answered with a job at once.
+    pub(super) busy: bool,
     /// What had come before the job that is asked for.
     pub(super) before: Before,
 }
@@ -44,7 +48,7 @@ impl<'a> Hand<'a> {
         epoch: Arc<Epoch>,
     ) -> Self {
         let (next, pace, before) = (Instant::now(), PACE.0, Before::default());
-        Self { floor, post, client, epoch, next, pace, before }
+        Self { floor, post, client, epoch, next, pace, busy: false, before }
     }
 
     pub(super) fn serve(mut self) -> Result<()> {
@@ -110,7 +114,7 @@ impl<'a> Hand<'a> {
             let waiting = Role::Waiting(Instant::now() + wait + TRUST);
             return epoch.as_role(waiting, || self.reserve(wait, credit)).map(drop);
         }
-        if self.floor.is_any_waiting() {
+        if !self.busy && self.floor.is_any_waiting() {
             // What becomes ready goes to them.
             self.floor.unused(credit);
             self.epoch.wait(Some(Instant::now() + TRUST));
@@ -140,7 +144,9 @@ impl<'a> Hand<'a> {
         let asked = Instant::now();
         let client = &mut *self.client;
         let allowance = floor.config.push_timeout + wait;
-        let fetched = match self.post.during(allowance, || client.reserve(wait)) {
+        let answer = self.post.during(allowance, || client.reserve(wait));
+        self.busy = answer.is_ok() && asked.elapsed() < AT_ONCE;
+        let fetched = match answer {
             Ok(reserved) if self.epoch.is_dead() => self.decline(&reserved).map(|()| None),
             Ok(reserved) => self.examine(reserved, asked),
             Err(failure) => match failure.reply {
