@@ -108,9 +108,7 @@ impl Consumer {
 
     /// Jobs in this process.
     pub(crate) fn active(&self) -> usize {
-        let inlet = lock(&self.floor.gate).inlet.clone();
-        let active = inlet.map_or(0, |inlet| inlet.active());
-        active.saturating_sub(self.floor.fetching.load(Ordering::Acquire))
+        self.floor.active()
     }
 
     /// Lets no more jobs in, and gives back what nobody popped. A request for a job that waits at the
@@ -284,6 +282,12 @@ impl Floor {
 
     fn is_closing(&self) -> bool {
         lock(&self.gate).closing
+    }
+
+    /// Jobs in this process.
+    fn active(&self) -> usize {
+        let active = lock(&self.gate).inlet.as_ref().map_or(0, |inlet| inlet.active());
+        active.saturating_sub(self.fetching.load(Ordering::Acquire))
     }
 
     /// A credit to fetch a job with.

@@ -22,7 +22,7 @@ use crate::reservations::Reservation;
 const PACE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
 /// A thread that leaves the waiting to others looks after so long whether they still do.
 const TRUST: Duration = Duration::from_secs(1);
-/// A job that came sooner was ready when it was asked for, and more may be.
+/// A job that came sooner may have been ready when it was asked for.
 const AT_ONCE: Duration = Duration::from_millis(1);
 
 /// A thread with its connection.
@@ -35,7 +35,7 @@ pub(super) struct Hand<'a> {
     pub(super) next: Instant,
     pub(super) pace: Duration,
     /// The last question was answered with a job at once.
-    pub(super) busy: bool,
+    pub(super) at_once: bool,
     /// What had come before the job that is asked for.
     pub(super) before: Before,
 }
@@ -48,7 +48,7 @@ impl<'a> Hand<'a> {
         epoch: Arc<Epoch>,
     ) -> Self {
         let (next, pace, before) = (Instant::now(), PACE.0, Before::default());
-        Self { floor, post, client, epoch, next, pace, busy: false, before }
+        Self { floor, post, client, epoch, next, pace, at_once: false, before }
     }
 
     pub(super) fn serve(mut self) -> Result<()> {
@@ -114,7 +114,9 @@ impl<'a> Hand<'a> {
             let waiting = Role::Waiting(Instant::now() + wait + TRUST);
             return epoch.as_role(waiting, || self.reserve(wait, credit)).map(drop);
         }
-        if !self.busy && self.floor.is_any_waiting() {
+        // More may be ready if not even the others have taken everything.
+        let busy = self.at_once && self.floor.active() > 1;
+        if !busy && self.floor.is_any_waiting() {
             // What becomes ready goes to them.
             self.floor.unused(credit);
             self.epoch.wait(Some(Instant::now() + TRUST));
@@ -145,7 +147,7 @@ impl<'a> Hand<'a> {
         let client = &mut *self.client;
         let allowance = floor.config.push_timeout + wait;
         let answer = self.post.during(allowance, || client.reserve(wait));
-        self.busy = answer.is_ok() && asked.elapsed() < AT_ONCE;
+        self.at_once = answer.is_ok() && asked.elapsed() < AT_ONCE;
         let fetched = match answer {
             Ok(reserved) if self.epoch.is_dead() => self.decline(&reserved).map(|()| None),
             Ok(reserved) => self.examine(reserved, asked),
