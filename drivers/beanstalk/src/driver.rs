@@ -250,7 +250,7 @@ impl Driver for BeanstalkDriver {
 
     async fn push(&self, message: Message) -> Result<()> {
         let put = self.prepare(&message)?;
-        self.put(vec![put]).await.pop().unwrap_or(Ok(()))
+        self.put(vec![put]).await.pop().expect("an answer for each put")
     }
 
     async fn push_batch(&self, messages: Vec<Message>) -> Vec<Result<()>> {
@@ -259,7 +259,7 @@ impl Driver for BeanstalkDriver {
         let mut answers: Vec<_> = messages.into_iter().map(prepare).collect();
         let mut stored = self.put(puts).await.into_iter();
         for answer in answers.iter_mut().filter(|answer| answer.is_ok()) {
-            *answer = stored.next().unwrap_or(Ok(()));
+            *answer = stored.next().expect("an answer for each put");
         }
         answers
     }
