@@ -41,6 +41,9 @@ pub(crate) struct Inspector {
 #[derive(Default)]
 struct Slot {
     channel: Option<Channel>,
+    /// Something was asked on the channel and is not answered. If nobody waits any more, the answer is
+    /// still to come: "not found" would close the channel under the next question.
+    asking: bool,
     /// The connection of the channel, and the hops that were declared on it.
     connection: u64,
     declared: HashSet<Hop>,
@@ -69,18 +72,14 @@ impl Inspector {
 
     /// Declares what the pipeline needs before anything else happens.
     pub(crate) async fn declare(&self) -> Result<()> {
-        let (slot, channel) = self.open().await?;
-        let declared = self.within("connect", self.topology.declare(&channel, self.side)).await;
-        drop(slot);
-        declared
+        let (mut slot, channel) = self.open().await?;
+        self.ask(&mut slot, "connect", self.topology.declare(&channel, self.side)).await
     }
 
     /// Messages that are ready in a queue.
     pub(crate) async fn ready(&self, queue: &str) -> Result<u64> {
-        let (slot, channel) = self.open().await?;
-        let ready = self.within("state", topology::ready(&channel, queue)).await;
-        drop(slot);
-        ready
+        let (mut slot, channel) = self.open().await?;
+        self.ask(&mut slot, "state", topology::ready(&channel, queue)).await
     }
 
     /// Makes sure that a delayed message finds where it goes, declares the levels of its way, and
@@ -97,7 +96,8 @@ impl Inspector {
         }
         match slot.bound.get(&to).filter(|bound| bound.elapsed() < BIND_AGAIN) {
             Some(_) => {
-                let found = self.within("push", self.topology.check_target(&channel)).await;
+                let found = self.topology.check_target(&channel);
+                let found = self.ask(&mut slot, "push", found).await;
                 found.inspect_err(|_| slot.bound.clear())?;
             }
             None => {
@@ -164,7 +164,7 @@ impl Inspector {
         for level in self.levels_to_ask().await? {
             let (mut slot, channel) = self.open().await?;
             let name = self.topology.level(level);
-            match self.within("state", topology::ready(&channel, &name)).await {
+            match self.ask(&mut slot, "state", topology::ready(&channel, &name)).await {
                 Ok(ready) => {
                     slot.levels.insert(level);
                     sum += ready;
@@ -184,7 +184,7 @@ impl Inspector {
     async fn levels_to_ask(&self) -> Result<BTreeSet<Level>> {
         let (mut slot, channel) = self.open().await?;
         if slot.looked.is_none_or(|looked| looked.elapsed() >= LOOK_AGAIN) {
-            match self.within("state", self.topology.check_delays(&channel)).await {
+            match self.ask(&mut slot, "state", self.topology.check_delays(&channel)).await {
                 Ok(()) => slot.unseen = (0..LEVELS).collect(),
                 Err(error) if error.kind() == ErrorKind::NotFound => slot.unseen.clear(),
                 Err(error) => return Err(error),
@@ -200,8 +200,8 @@ impl Inspector {
             return;
         }
         let deleted = timeout_at(deadline, async {
-            let (_slot, channel) = self.open().await?;
-            self.within("stop", self.topology.delete_queue(&channel)).await
+            let (mut slot, channel) = self.open().await?;
+            self.ask(&mut slot, "stop", self.topology.delete_queue(&channel)).await
         });
         match deleted.await {
             Ok(Ok(())) => {}
@@ -242,8 +242,8 @@ impl Inspector {
         if self.closing.is_cancelled() {
             return Err(closed("stop"));
         }
-        if let Some(channel) = slot.channel.as_ref().filter(|c| c.status().connected()) {
-            let channel = channel.clone();
+        let usable = |channel: &&Channel| !slot.asking && channel.status().connected();
+        if let Some(channel) = slot.channel.as_ref().filter(usable).cloned() {
             return Ok((slot, channel));
         }
         let (live, channel) = self.connections.channel(self.side, "connect").await?;
@@ -253,7 +253,21 @@ impl Inspector {
             slot.bound.clear();
         }
         slot.channel = Some(channel.clone());
+        slot.asking = false;
         Ok((slot, channel))
+    }
+
+    /// Asks on the channel of the slot.
+    async fn ask<T>(
+        &self,
+        slot: &mut Slot,
+        operation: &'static str,
+        question: impl Future<Output = lapin::Result<T>>,
+    ) -> Result<T> {
+        slot.asking = true;
+        let answer = self.within(operation, question).await;
+        slot.asking = answer.as_ref().is_err_and(|error| error.kind() == ErrorKind::Timeout);
+        answer
     }
 
     async fn within<T>(

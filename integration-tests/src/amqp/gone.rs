@@ -79,6 +79,13 @@ pub(super) fn cases(brokers: &Arc<Brokers>) -> Vec<Case> {
             more_channels_than_a_connection_has,
         )
         .needs(DELAYED),
+        case(
+            brokers,
+            "gone::a_question_given_up",
+            &[9],
+            "a question that was given up, about what does not exist, does not disturb the next one",
+            a_question_given_up,
+        ),
     ]
 }
 
@@ -190,6 +197,18 @@ async fn what_delays_are_made_of(fx: Fixture, brokers: Arc<Brokers>) -> CaseResu
         }
     }
     operator.close().await?;
+    Ok(())
+}
+
+async fn a_question_given_up(fx: Fixture, _: Arc<Brokers>) -> CaseResult {
+    let config = fx.configure().await?;
+    for polls in 1..12 {
+        // The first to ask looks for what delays are made of, which is not there.
+        let pipeline = fx.connect(config.clone()).await?;
+        drop(fx.cancel_after(polls, pipeline.state()).await);
+        pipeline.state().await?;
+        pipeline.stop().await?;
+    }
     Ok(())
 }
 
