@@ -142,7 +142,7 @@ impl Ledger {
     }
 
     /// An ack or reject failed, because the lease is lost: with its connection, then it may have been
-    /// taken all the same, or before. Where acks are not confirmed this says nothing.
+    /// taken all the same, or before.
     pub fn unanswered(&self, id: &JobId) {
         self.note(Event::Unanswered, id);
     }
@@ -260,7 +260,7 @@ impl Entry {
                 self.held = self.held.saturating_sub(1);
                 self.ending = event == Event::Ending;
             }
-            Event::Unanswered => self.orphaned = self.end.is_none() && !unconfirmed,
+            Event::Unanswered => self.orphaned = self.end.is_none(),
             Event::Done => return self.end(End::Done, unconfirmed, position),
             Event::Dead => return self.end(End::Dead, unconfirmed, position),
         }
@@ -412,10 +412,6 @@ mod tests {
         assert_eq!((found(0), found(1)), ((1, 0, 0, 0), (0, 1, 0, 0)), "or it is back");
         ledger.delivered(&id());
         assert_eq!(found(0), (0, 0, 1, 1), "it was not");
-        let ledger = Ledger::unconfirmed();
-        ledger.accepted(&id());
-        ledger.unanswered(&id());
-        assert_eq!(ledger.totals(0).lost, 1);
     }
 
     #[test]
