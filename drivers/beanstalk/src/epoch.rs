@@ -2,17 +2,21 @@
 
 use std::collections::VecDeque;
 use std::mem;
-use std::sync::{Arc, Condvar, Mutex, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use jobs_core::{
     Acknowledger, Capabilities, Credit, Error, ErrorKind, Extender, Extending, Message, Outcome,
-    Refusal, Settler, Settling, Token, Unsettled,
+    Refusal, Settler, Settling, Token, Unsettled, Wakeup,
 };
 
 use crate::NAME;
 use crate::pool::lock;
 use crate::reservations::{Due, Reservation, Reservations};
+
+/// Waking others costs as much as a command does: a thread that goes on does it for so many jobs at
+/// once, or after that time.
+const NEWS: (usize, Duration) = (8, Duration::from_millis(1));
 
 /// What receipts of one connection hand their outcomes to. Once dead it stays so: what it reserved
 /// is ready again, or will be.
@@ -41,12 +45,25 @@ struct State {
     role: Role,
     /// Something changed that the thread should look at.
     rung: bool,
+    /// The thread waits for the bell.
+    waiting: bool,
     held: Reservations,
     /// For the job that is being asked for: not lost with a thread that is stuck.
     credit: Option<Credit>,
     orders: VecDeque<(Order, Reply)>,
     /// To the order that is carried out: not lost with a thread that is stuck, either.
     reply: Reply,
+    news: News,
+}
+
+/// What others are told as soon as the thread has nothing else to do.
+#[derive(Default)]
+struct News {
+    since: Option<Instant>,
+    /// Orders that are carried out.
+    done: Vec<Reply>,
+    /// Of jobs that were delivered.
+    wakeups: Vec<Wakeup>,
 }
 
 /// What the thread is to do. Who waits for the answer stays with the epoch, see [`Epoch::reply`].
@@ -106,8 +123,51 @@ impl Epoch {
     }
 
     pub(crate) fn ring(&self) {
-        lock(&self.state).rung = true;
-        self.bell.notify_one();
+        let mut state = lock(&self.state);
+        state.rung = true;
+        self.wake(state);
+    }
+
+    /// Wakes the thread, which costs nothing if it does not sleep.
+    fn wake(&self, state: MutexGuard<'_, State>) {
+        let waiting = state.waiting;
+        drop(state);
+        if waiting {
+            self.bell.notify_one();
+        }
+    }
+
+    /// The order under way is carried out.
+    pub(crate) fn done(&self) {
+        let mut state = lock(&self.state);
+        let reply = mem::take(&mut state.reply);
+        state.news.done.push(reply);
+        Self::tell_if_due(state);
+    }
+
+    /// A job was delivered.
+    pub(crate) fn delivered(&self, wakeup: Option<Wakeup>) {
+        let Some(wakeup) = wakeup else { return };
+        let mut state = lock(&self.state);
+        state.news.wakeups.push(wakeup);
+        Self::tell_if_due(state);
+    }
+
+    fn tell_if_due(mut state: MutexGuard<'_, State>) {
+        let news = &mut state.news;
+        let since = *news.since.get_or_insert_with(Instant::now);
+        let jobs = news.done.len() + news.wakeups.len();
+        if jobs >= NEWS.0 || since.elapsed() >= NEWS.1 || state.dead {
+            let news = mem::take(&mut state.news);
+            drop(state);
+            news.tell();
+        }
+    }
+
+    /// Tells all, before the thread waits.
+    pub(crate) fn tell(&self) {
+        let news = mem::take(&mut lock(&self.state).news);
+        news.tell();
     }
 
     pub(crate) fn role(&self) -> Role {
@@ -142,8 +202,9 @@ impl Epoch {
         let mut state = lock(&self.state);
         state.dead = true;
         let (held, orders) = (mem::take(&mut state.held), mem::take(&mut state.orders));
-        let reply = mem::take(&mut state.reply);
+        let (reply, news) = (mem::take(&mut state.reply), mem::take(&mut state.news));
         drop(state);
+        news.tell();
         // Dropping them tells, which calls others.
         drop((reply, orders));
         held.tokens()
@@ -179,7 +240,7 @@ impl Epoch {
         Some(order)
     }
 
-    /// Whom to tell about the order; nobody if the thread was given up meanwhile.
+    /// Whom to tell that the order failed; nobody if the thread was given up meanwhile.
     pub(crate) fn reply(&self) -> Reply {
         mem::take(&mut lock(&self.state).reply)
     }
@@ -215,16 +276,20 @@ impl Epoch {
 
     /// Waits until there is something to do: an order, a ring, a reservation that is due, or `at`.
     pub(crate) fn wait(&self, at: Option<Instant>) {
-        let state = lock(&self.state);
+        self.tell();
+        let mut state = lock(&self.state);
+        state.waiting = true;
         let until = state.held.next().into_iter().chain(at).min();
         let waits = |state: &mut State| !state.rung && !state.dead && state.orders.is_empty();
-        let _state = match until {
-            None => self.bell.wait_while(state, waits).map(drop).map_err(drop),
+        let mut state = match until {
+            None => self.bell.wait_while(state, waits).unwrap_or_else(PoisonError::into_inner),
             Some(until) => {
                 let left = until.saturating_duration_since(Instant::now());
-                self.bell.wait_timeout_while(state, left, waits).map(drop).map_err(drop)
+                let waited = self.bell.wait_timeout_while(state, left, waits);
+                waited.unwrap_or_else(PoisonError::into_inner).0
             }
         };
+        state.waiting = false;
     }
 
     fn ending(&self, job: &Unsettled, outcome: Outcome) -> Result<Ending, Error> {
@@ -250,9 +315,16 @@ impl Epoch {
         }
         let reply = Reply(Some(Asked::Settle(settler, job)));
         state.orders.push_back((Order::Settle(token, ending), reply));
-        drop(state);
-        self.bell.notify_one();
+        self.wake(state);
         true
+    }
+}
+
+impl News {
+    /// Calls others, so not under a lock.
+    fn tell(self) {
+        self.done.into_iter().for_each(Reply::done);
+        drop(self.wakeups);
     }
 }
 
@@ -279,8 +351,7 @@ impl Acknowledger for Epoch {
             return Extending::ready(Err(lease_lost("extend")));
         }
         state.orders.push_back((Order::Extend(token, by), Reply(Some(Asked::Extend(extender)))));
-        drop(state);
-        self.bell.notify_one();
+        self.wake(state);
         extending
     }
 
@@ -376,7 +447,9 @@ mod tests {
         let order = epoch.order();
         assert!(matches!(order, Some(Order::Settle(1, Ending::Ack))), "it was handed over");
         assert!(!epoch.is_empty() && epoch.forget(1).is_some());
-        epoch.reply().done();
+        epoch.done();
+        assert!((&mut settling).now_or_never().is_none(), "the thread may have more to do");
+        epoch.tell();
         assert!(settling.now_or_never().expect("answered").is_ok());
     }
 
@@ -405,13 +478,13 @@ mod tests {
         held(&epoch, 2, LONG);
         let extending = epoch.extend(2, LONG);
         assert!(matches!(epoch.order(), Some(Order::Extend(2, LONG))));
-        epoch.reply().done();
-        assert!(extending.now_or_never().expect("answered").is_ok());
+        epoch.done();
         let settling = epoch.settle(job, Outcome::Ack);
         assert!(epoch.order().is_some());
         epoch.kill();
-        assert_eq!(kind(settling), Some(ErrorKind::LeaseLost));
-        epoch.reply().done();
+        assert!(extending.now_or_never().expect("answered").is_ok(), "it was carried out");
+        assert_eq!(kind(settling), Some(ErrorKind::LeaseLost), "nobody knows");
+        epoch.done();
     }
 
     #[test]

@@ -24,6 +24,10 @@ const DOUBTFUL: Duration = Duration::from_secs(1);
 /// Between attempts at a server that takes no more jobs for now.
 const FULL: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
 
+/// Waking callers costs as much as a put does: while more is to be put, it is done for so many orders
+/// at once, or after that time.
+const NEWS: (usize, Duration) = (8, Duration::from_millis(1));
+
 /// Less time than that is not worth another attempt.
 const ANSWER: Duration = Duration::from_secs(1);
 
@@ -43,6 +47,7 @@ struct Desk {
     /// Counts lost connections. The others of that server are doubtful then.
     doubts: AtomicU64,
     room: Arc<Semaphore>,
+    news: Mutex<News>,
     patience: Duration,
     /// Told when a connection cannot be had, as long as somebody connects.
     refused: Mutex<Option<oneshot::Sender<Error>>>,
@@ -54,6 +59,13 @@ struct Queue {
     /// Threads that wait for one.
     idle: usize,
     closed: bool,
+}
+
+/// What callers are told as soon as a thread has nothing else to do.
+#[derive(Default)]
+struct News {
+    since: Option<Instant>,
+    stored: Vec<(oneshot::Sender<Vec<Stored>>, Vec<Stored>)>,
 }
 
 /// What to do, unless whoever asked for it has given it up.
@@ -101,6 +113,7 @@ impl Publisher {
             arrived: Condvar::new(),
             doubts: AtomicU64::new(0),
             room: Arc::new(Semaphore::new(ROOM)),
+            news: Mutex::default(),
             patience: company.patience,
             refused: Mutex::default(),
         });
@@ -314,6 +327,11 @@ impl Desk {
     /// The next order; none if there will be no more.
     fn next(&self) -> Option<Order> {
         let mut queue = lock(&self.queue);
+        if queue.orders.is_empty() {
+            drop(queue);
+            self.tell();
+            queue = lock(&self.queue);
+        }
         loop {
             if let Some(order) = queue.orders.pop_front() {
                 return Some(order);
@@ -340,9 +358,28 @@ impl Desk {
             }
             Work::Put { puts, deadline, reply } => {
                 let (stored, lost) = self.put(post, client, puts, deadline);
-                let _ = reply.send(stored);
+                self.put_done(reply, stored);
                 lost.map_or(Ok(()), |failure| Err(failure.error("push")))
             }
+        }
+    }
+
+    fn put_done(&self, reply: oneshot::Sender<Vec<Stored>>, stored: Vec<Stored>) {
+        let mut news = lock(&self.news);
+        news.stored.push((reply, stored));
+        let since = *news.since.get_or_insert_with(Instant::now);
+        let due = news.stored.len() >= NEWS.0 || since.elapsed() >= NEWS.1;
+        drop(news);
+        if due {
+            self.tell();
+        }
+    }
+
+    fn tell(&self) {
+        let news = mem::take(&mut *lock(&self.news));
+        for (reply, stored) in news.stored {
+            // Whoever pushed may be gone.
+            let _ = reply.send(stored);
         }
     }
 
@@ -381,12 +418,22 @@ impl Desk {
     }
 }
 
+/// Also if the client panics.
+struct TellLast<'a>(&'a Desk);
+
+impl Drop for TellLast<'_> {
+    fn drop(&mut self) {
+        self.0.tell();
+    }
+}
+
 impl Duty for Desk {
     fn name(&self) -> &'static str {
         "beanstalk-push"
     }
 
     fn serve(&self, post: &Post, client: &mut Client) -> Result<()> {
+        let _last = TellLast(self);
         let mut alive = Instant::now();
         let mut doubts = self.doubts.load(Ordering::Acquire);
         while let Some(order) = self.next() {
@@ -407,6 +454,10 @@ impl Duty for Desk {
             alive = Instant::now();
         }
         Ok(())
+    }
+
+    fn stuck(&self, _: &Post) {
+        self.tell();
     }
 
     fn failed(&self, error: Error) {

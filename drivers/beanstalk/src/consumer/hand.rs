@@ -110,6 +110,7 @@ impl<'a> Hand<'a> {
             return Ok(());
         }
         if holds_none {
+            self.epoch.tell();
             let (epoch, wait) = (Arc::clone(&self.epoch), self.floor.config.reserve());
             let waiting = Role::Waiting(Instant::now() + wait + TRUST);
             return epoch.as_role(waiting, || self.reserve(wait, credit)).map(drop);
@@ -206,7 +207,7 @@ impl<'a> Hand<'a> {
             let wakeup = inlet.deliver(credit, delivery);
             drop(gate);
             self.post.done();
-            drop(wakeup);
+            self.epoch.delivered(wakeup);
             return Ok(());
         }
         drop(gate);

@@ -9,7 +9,7 @@ use super::hand::Hand;
 use crate::codec::Terms;
 use crate::config::{A_YEAR, whole_seconds};
 use crate::connection::Answer;
-use crate::epoch::{Ending, Order, Reply};
+use crate::epoch::{Ending, Order};
 use crate::error::Failure;
 use crate::reservations::{Due, Reservation};
 
@@ -101,16 +101,17 @@ impl Hand<'_> {
     }
 
     fn extend(&mut self, token: Token, by: Duration) -> Result<()> {
-        let renewed = self.renew(token);
-        let reply = self.epoch.reply();
-        match renewed {
+        match self.renew(token) {
             Ok(true) => {
                 self.epoch.extend_to(token, Instant::now() + by.min(A_YEAR));
-                reply.done();
+                self.epoch.done();
             }
-            Ok(false) => {}
-            Err(failure) if failure.is_lost() => return Err(failure.error("extend")),
-            Err(failure) => drop(reply.refuse(failure.error("extend"))),
+            Ok(false) => drop(self.epoch.reply()),
+            Err(failure) if failure.is_lost() => {
+                drop(self.epoch.reply());
+                return Err(failure.error("extend"));
+            }
+            Err(failure) => drop(self.epoch.reply().refuse(failure.error("extend"))),
         }
         Ok(())
     }
@@ -133,30 +134,34 @@ impl Hand<'_> {
                 self.again(&reservation, message, *delay, *changed)
             }
         };
-        let reply = self.epoch.reply();
         // Something changed, so that the tube may have a job.
         self.ask_soon();
         match found(settled) {
-            Ok(settled) => {
+            Ok(true) => {
                 self.epoch.forget(token);
-                if settled {
-                    reply.done();
-                }
+                self.epoch.done();
+                Ok(())
+            }
+            Ok(false) => {
+                self.epoch.forget(token);
+                drop(self.epoch.reply());
                 Ok(())
             }
             Err(failure) if failure.is_lost() => {
                 // Whether it was settled nobody knows; the receipt is over.
                 self.epoch.forget(token);
+                drop(self.epoch.reply());
                 Err(failure.error("settle"))
             }
             Err(failure) => {
-                self.refuse(token, ending, reply, &failure);
+                self.refuse(token, ending, &failure);
                 Ok(())
             }
         }
     }
 
-    fn refuse(&mut self, token: Token, ending: &Ending, reply: Reply, failure: &Failure) {
+    fn refuse(&mut self, token: Token, ending: &Ending, failure: &Failure) {
+        let reply = self.epoch.reply();
         let error = failure.error("settle");
         self.floor.company.health.met(&error);
         if matches!(ending, Ending::Abandon) {
