@@ -11,12 +11,8 @@ use jobs_core::{
 };
 
 use crate::NAME;
-use crate::pool::lock;
+use crate::pool::{NEWS, lock};
 use crate::reservations::{Due, Reservation, Reservations};
-
-/// Waking others costs as much as a command does: a thread that goes on does it for so many jobs at
-/// once, or after that time.
-const NEWS: (usize, Duration) = (8, Duration::from_millis(1));
 
 /// What receipts of one connection hand their outcomes to. Once dead it stays so: what it reserved
 /// is ready again, or will be.

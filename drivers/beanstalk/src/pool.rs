@@ -26,6 +26,10 @@ const LASTING: Duration = Duration::from_secs(1);
 /// A job has 65,535 bytes by default, and what holds it is on the heap.
 const STACK: usize = 256 << 10;
 
+/// Waking others costs as much as a command does: a thread that goes on does it for so many jobs at
+/// once, or after that time.
+pub(crate) const NEWS: (usize, Duration) = (8, Duration::from_millis(1));
+
 /// What the threads of a crew do with their connections.
 pub(crate) trait Duty: Send + Sync + 'static {
     /// A name for its threads.

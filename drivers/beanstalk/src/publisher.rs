@@ -13,7 +13,7 @@ use tokio::time::{sleep_until, timeout_at};
 
 use crate::connection::{Answer, Client, Put, Stats};
 use crate::error::{Failure, closed, not_sent, panicked, timed_out, too_late};
-use crate::pool::{Company, Crew, Duty, Post, lock};
+use crate::pool::{Company, Crew, Duty, NEWS, Post, lock};
 
 /// Orders that may wait.
 const ROOM: usize = 256;
@@ -23,10 +23,6 @@ const BATCH: usize = 64;
 const DOUBTFUL: Duration = Duration::from_secs(1);
 /// Between attempts at a server that takes no more jobs for now.
 const FULL: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
-
-/// Waking callers costs as much as a put does: while more is to be put, it is done for so many orders
-/// at once, or after that time.
-const NEWS: (usize, Duration) = (8, Duration::from_millis(1));
 
 /// Less time than that is not worth another attempt.
 const ANSWER: Duration = Duration::from_secs(1);
