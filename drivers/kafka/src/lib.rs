@@ -1,0 +1,4 @@
+//! (skeleton)
+
+/// What `driver:` selects.
+pub const NAME: &str = "kafka";
