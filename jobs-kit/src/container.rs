@@ -46,6 +46,56 @@ pub struct Container {
     deadline: Duration,
 }
 
+/// Free ports of the loopback interface for a container that is about to start: for brokers that have
+/// to be told the address under which clients reach them.
+#[derive(Debug)]
+pub struct Ports {
+    /// By the port inside.
+    addresses: BTreeMap<u16, SocketAddr>,
+    /// The first of the ports inside.
+    first: u16,
+    /// Until the container is about to start, so that nobody else takes them.
+    held: Vec<TcpListener>,
+}
+
+impl Ports {
+    /// One for each of the ports inside.
+    ///
+    /// # Errors
+    /// The system's, if there is none.
+    ///
+    /// # Panics
+    /// If no port is given.
+    pub fn reserve(ports: &[u16]) -> Result<Self> {
+        let first = *ports.first().expect("a port to be ready on");
+        let mut held = Vec::with_capacity(ports.len());
+        let mut addresses = BTreeMap::new();
+        for port in ports {
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
+            let listener = listener.map_err(|error| failed("find a free port", error))?;
+            let address =
+                listener.local_addr().map_err(|error| failed("find a free port", error))?;
+            held.push(listener);
+            addresses.insert(*port, address);
+        }
+        Ok(Self { addresses, first, held })
+    }
+
+    /// Where a port of the broker is going to be reached.
+    ///
+    /// # Panics
+    /// If it is not one of those that were asked for.
+    #[must_use]
+    pub fn address(&self, port: u16) -> SocketAddr {
+        published(&self.addresses, port)
+    }
+}
+
+fn published(addresses: &BTreeMap<u16, SocketAddr>, port: u16) -> SocketAddr {
+    let address = addresses.get(&port);
+    *address.unwrap_or_else(|| panic!("port {port} is not published"))
+}
+
 /// Where all orders to the engine are given.
 fn engine() -> &'static Runtime {
     static ENGINE: OnceLock<Runtime> = OnceLock::new();
@@ -95,15 +145,32 @@ impl Container {
         ready: Ready,
         deadline: Duration,
     ) -> Result<Self> {
-        let (request, ports) = (request.into(), ports.to_vec());
-        let port = *ports.first().expect("a port to be ready on");
+        Self::start_on(Ports::reserve(ports)?, request, ready, deadline).await
+    }
+
+    /// As [`start`](Self::start), on ports that were reserved.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    ///
+    /// # Cancel safety
+    /// As [`start`](Self::start).
+    pub async fn start_on(
+        ports: Ports,
+        request: impl Into<ContainerRequest<GenericImage>>,
+        ready: Ready,
+        deadline: Duration,
+    ) -> Result<Self> {
+        let request = request.into();
         on_engine("start a container", async move {
             let docker = docker().await?;
-            let (request, addresses) = publish(request, &ports)?;
+            let Ports { addresses, first, held } = ports;
+            let request = publish(request, &addresses);
+            drop(held);
             let started = request.start().await;
             let container = started.map_err(|error| failed("start a container", error))?;
             let container = Some(Arc::new(container));
-            let container = Self { container, docker, addresses, port, ready, deadline };
+            let container = Self { container, docker, addresses, port: first, ready, deadline };
             container.wait_until_ready().await?;
             Ok(container)
         })
@@ -116,8 +183,7 @@ impl Container {
     /// If the container was not started with it.
     #[must_use]
     pub fn address(&self, port: u16) -> SocketAddr {
-        let address = self.addresses.get(&port);
-        *address.unwrap_or_else(|| panic!("port {port} is not published"))
+        published(&self.addresses, port)
     }
 
     /// Kills it, as a power cut does, and returns when it is dead.
@@ -303,30 +369,20 @@ async fn docker() -> Result<Docker> {
     }
 }
 
-/// Maps each port to a free one of the loopback interface. One that the engine chose would change
-/// at a restart.
+/// Maps each port to one that is known. One that the engine chose would change at a restart.
 fn publish(
     mut request: ContainerRequest<GenericImage>,
-    ports: &[u16],
-) -> Result<(ContainerRequest<GenericImage>, BTreeMap<u16, SocketAddr>)> {
-    // All are held until all are known, so that no two are the same.
-    let mut held = Vec::with_capacity(ports.len());
-    let mut addresses = BTreeMap::new();
-    for port in ports {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
-        let listener = listener.map_err(|error| failed("find a free port", error))?;
-        let address = listener.local_addr().map_err(|error| failed("find a free port", error))?;
-        held.push(listener);
-        addresses.insert(*port, address);
+    addresses: &BTreeMap<u16, SocketAddr>,
+) -> ContainerRequest<GenericImage> {
+    for (port, address) in addresses {
         request = request.with_mapped_port(address.port(), port.tcp());
     }
-    let request = request.with_host_config_modifier(|config| {
+    request.with_host_config_modifier(|config| {
         let bindings = config.port_bindings.iter_mut().flat_map(|ports| ports.values_mut());
         for binding in bindings.flatten().flatten() {
             binding.host_ip = Some(Ipv4Addr::LOCALHOST.to_string());
         }
-    });
-    Ok((request, addresses))
+    })
 }
 
 impl Drop for Container {

@@ -1,7 +1,7 @@
 //! What a case is given: fresh pipelines, deadlines, and an end that leaves nothing behind.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ pub struct Fixture {
 struct Inner {
     harness: Arc<dyn Harness>,
     messages: AtomicU64,
+    connections: AtomicUsize,
     /// Tasks that were alive before the first pipeline was connected.
     tasks: OnceLock<usize>,
     configured: Mutex<Vec<Pipeline>>,
@@ -34,6 +35,7 @@ impl Fixture {
             inner: Arc::new(Inner {
                 harness,
                 messages: AtomicU64::new(0),
+                connections: AtomicUsize::new(0),
                 tasks: OnceLock::new(),
                 configured: Mutex::default(),
                 opened: Mutex::default(),
@@ -129,7 +131,9 @@ impl Fixture {
     /// # Errors
     /// As planning and connecting.
     pub async fn connect_to(&self, config: Pipeline, queue: Queue) -> Result<TestPipeline> {
-        let driver = self.plan(config.clone())?.connect().await?;
+        let number = self.inner.connections.fetch_add(1, Ordering::Relaxed);
+        let connection = self.harness().connection(config.clone(), number);
+        let driver = self.plan(connection)?.connect().await?;
         lock(&self.inner.opened).push(Arc::clone(&driver));
         Ok(TestPipeline::new(self.clone(), config, driver, queue))
     }

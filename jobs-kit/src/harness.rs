@@ -34,6 +34,13 @@ pub trait Harness: Send + Sync + 'static {
         Ok(())
     }
 
+    /// The configuration of the connection with this number, counted from 0 in each case, to the queue
+    /// of a pipeline: for options that no two consumers of a queue may have in common. Default: as it
+    /// is.
+    fn connection(&self, pipeline: Pipeline, _number: usize) -> Pipeline {
+        pipeline
+    }
+
     /// Limits the jobs in the process. Default: the option `prefetch`.
     fn with_prefetch(&self, pipeline: Pipeline, prefetch: u32) -> Pipeline {
         pipeline.with_option("prefetch", prefetch)

@@ -18,7 +18,7 @@ mod wait;
 
 pub use case::{Case, CaseError, CaseResult};
 #[cfg(feature = "containers")]
-pub use container::{Container, Ready};
+pub use container::{Container, Ports, Ready};
 pub use fault::Fault;
 pub use feature::Feature;
 pub use fixture::Fixture;

@@ -185,7 +185,7 @@ impl Proxy {
     /// Begins a fault, for [`Harness::begin`](crate::Harness::begin).
     ///
     /// # Errors
-    /// `Unsupported` for [`Fault::Kill`]: the broker is somebody else's.
+    /// `Unsupported` for [`Fault::Kill`] and [`Fault::Rebalance`]: the broker is somebody else's.
     pub async fn begin(&self, fault: Fault) -> Result<()> {
         let end = match fault {
             Fault::Cut => End::Close,
@@ -194,7 +194,9 @@ impl Proxy {
                 self.stall();
                 return Ok(());
             }
-            Fault::Kill => return Err(Error::new(ErrorKind::Unsupported, "begin")),
+            Fault::Kill | Fault::Rebalance => {
+                return Err(Error::new(ErrorKind::Unsupported, "begin"));
+            }
         };
         self.refuse();
         self.break_all(end).await;
