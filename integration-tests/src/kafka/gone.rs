@@ -1,0 +1,71 @@
+//! Topics that an operator deletes.
+
+use std::sync::Arc;
+
+use jobs_core::ErrorKind;
+use jobs_kit::{Case, CaseResult, Fixture};
+
+use super::case;
+use super::rebalance::ack_until_found;
+use crate::kafkad::Brokers;
+
+pub(super) fn cases(brokers: &Arc<Brokers>) -> Vec<Case> {
+    vec![
+        case(
+            brokers,
+            "gone::a_topic_while_consuming",
+            &[9],
+            "a topic that is deleted and made again is consumed again, from its beginning",
+            a_topic_while_consuming,
+        ),
+        case(
+            brokers,
+            "gone::a_topic_at_a_push",
+            &[1],
+            "a push to a topic that is gone is NotFound, and stores nothing",
+            a_topic_at_a_push,
+        ),
+    ]
+}
+
+async fn a_topic_while_consuming(fx: Fixture, brokers: Arc<Brokers>) -> CaseResult {
+    let config = fx.configure().await?.with_option("auto_create_topics_enable", false);
+    let pipeline = fx.start(config).await?;
+    let operator = brokers.shared().await?.operator();
+    let topic = pipeline.config().name().to_owned();
+    pipeline.push_numbered(10).await?;
+    pipeline.ack_next(10).await?;
+    for _ in 0..2 {
+        operator.delete_topics(vec![topic.clone()]).await?;
+        fx.eventually("it is gone", async || match operator.topics(&topic).await {
+            Ok(found) if found.is_empty() => Ok(()),
+            found => Err(format!("{found:?}")),
+        })
+        .await?;
+        operator.create_topic(&topic, 1).await?;
+        let pushed = pipeline.push_eventually(3).await?;
+        ack_until_found(&pipeline, pushed).await?;
+    }
+    pipeline.drain(0).await?;
+    pipeline.expect_empty().await?;
+    Ok(())
+}
+
+async fn a_topic_at_a_push(fx: Fixture, brokers: Arc<Brokers>) -> CaseResult {
+    let config = fx.configure().await?.with_option("auto_create_topics_enable", false);
+    let pipeline = fx.connect(config.with_option("push_timeout", "5s")).await?;
+    pipeline.push(fx.message("there")).await?;
+    let operator = brokers.shared().await?.operator();
+    let topic = pipeline.config().name().to_owned();
+    operator.delete_topics(vec![topic.clone()]).await?;
+    // Until the client has heard of it, it sends to the broker that had it.
+    fx.eventually("it is heard of", async || match pipeline.push(fx.message("gone")).await {
+        Err(error) if error.kind() == ErrorKind::NotFound && !error.may_be_stored() => Ok(()),
+        answer => Err(format!("{answer:?}")),
+    })
+    .await?;
+    operator.create_topic(&topic, 1).await?;
+    pipeline.push_eventually(1).await?;
+    assert_eq!(operator.watermarks(&topic, 0).await?.1, 1, "only what was pushed since");
+    Ok(())
+}
