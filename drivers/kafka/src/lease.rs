@@ -11,7 +11,7 @@ use jobs_core::{
 };
 
 use crate::NAME;
-use crate::codec::{self, Origin, Record};
+use crate::codec::{self, Decoded, Origin, Record};
 use crate::config::Ordering;
 use crate::hub::{Hub, lock, retold};
 use crate::offsets::{Above, Arrival, Offsets};
@@ -28,6 +28,36 @@ pub(crate) struct Parked {
     pub(crate) attempt: u32,
     /// Not to be handed out earlier.
     not_before: Option<Instant>,
+}
+
+/// How much of a partition is fetched.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Jobs that wait for others with their key.
+    pub(crate) waiting: usize,
+    /// Offsets beyond the first that is not settled.
+    pub(crate) ahead: i64,
+}
+
+/// What to deliver next.
+#[derive(Debug)]
+pub(crate) enum Next {
+    Returned(Parked),
+    Fetch,
+    /// Nothing now: some of the jobs that were fetched have to end first.
+    Full,
+}
+
+/// What a job is that was just fetched.
+#[derive(Debug)]
+pub(crate) enum Accepted {
+    Deliver(Parked),
+    /// It waits for another with its key.
+    Waits,
+    /// It ended under an earlier owner.
+    Finished,
+    /// The partition begins anew: this lease is of no more use.
+    Backwards(Decoded),
 }
 
 /// What is known of a job that is not settled.
@@ -105,54 +135,75 @@ impl Lease {
         (token & ((1 << OFFSET_BITS) - 1)).cast_signed()
     }
 
-    pub(crate) fn arrive(&self, offset: i64) -> Arrival {
-        lock(&self.core).offsets.arrive(offset)
-    }
-
-    /// Takes note of a job that was fetched. `None` if it has to wait for another with its key.
-    pub(crate) fn admit(
-        &self,
-        offset: i64,
-        message: Message,
-        attempt: u32,
-        tried: Option<u32>,
-    ) -> Option<Parked> {
+    /// Takes note of a job that was fetched.
+    pub(crate) fn accept(&self, offset: i64, decoded: Decoded) -> Accepted {
+        let mut core = lock(&self.core);
+        let tried = match core.offsets.arrive(offset) {
+            Arrival::Finished => return Accepted::Finished,
+            Arrival::Backwards => return Accepted::Backwards(decoded),
+            Arrival::New(tried) => tried,
+        };
+        let Decoded { message, attempt } = decoded;
         let key: Option<Box<[u8]>> = match self.hub.config.ordering {
             Ordering::Unordered => None,
-            // An id is as good as a key: nobody else has it.
             Ordering::Key => message.ordering_key().map(|key| key.as_bytes().into()),
             Ordering::Partition => Some(Box::default()),
         };
         let attempt = tried.unwrap_or(1).max(attempt);
         let job = Parked { offset, message, attempt, not_before: None };
-        let mut core = lock(&self.core);
-        let unfinished = Unfinished { attempt, raised: tried.is_some(), out: false, key: key.clone() };
-        core.offsets.add(offset, unfinished);
-        let Some(key) = key else { return Some(job) };
-        if let Some(waiting) = core.held.get_mut(&key) {
-            waiting.push_back(job);
-            core.waiting += 1;
-            return None;
+        let core = &mut *core;
+        let waiting = key.as_ref().and_then(|key| core.held.get_mut(key));
+        let out = waiting.is_none();
+        let answer = match waiting {
+            Some(waiting) => {
+                waiting.push_back(job);
+                core.waiting += 1;
+                Accepted::Waits
+            }
+            None => Accepted::Deliver(job),
+        };
+        if let (true, Some(key)) = (out, &key) {
+            core.held.insert(key.clone(), VecDeque::new());
         }
-        core.held.insert(key, VecDeque::new());
-        Some(job)
+        core.offsets.add(offset, Unfinished { attempt, raised: tried.is_some(), out, key });
+        answer
+    }
+
+    /// Keeps a job that was accepted until there is a credit for it.
+    pub(crate) fn put_back(&self, job: Parked) {
+        let mut core = lock(&self.core);
+        if let Some(unfinished) = core.offsets.get_mut(job.offset) {
+            unfinished.out = false;
+        }
+        core.returned.push_back(job);
     }
 
     /// Takes note of a record that is no job, such as one that waits for its time.
-    pub(crate) fn admit_other(&self, offset: i64) {
-        let unfinished = Unfinished { attempt: 1, raised: false, out: false, key: None };
-        lock(&self.core).offsets.add(offset, unfinished);
+    pub(crate) fn accept_other(&self, offset: i64) -> Arrival {
+        let mut core = lock(&self.core);
+        let arrival = core.offsets.arrive(offset);
+        if let Arrival::New(_) = arrival {
+            let unfinished = Unfinished { attempt: 1, raised: false, out: false, key: None };
+            core.offsets.add(offset, unfinished);
+        }
+        arrival
     }
 
-    /// Keeps a job that was admitted until there is a credit for it.
-    pub(crate) fn put_back(&self, job: Parked) {
-        lock(&self.core).returned.push_back(job);
-    }
-
-    /// A job goes to the workers.
-    pub(crate) fn hand_out(&self, offset: i64) {
-        if let Some(unfinished) = lock(&self.core).offsets.get_mut(offset) {
-            unfinished.out = true;
+    /// What is to be delivered next.
+    pub(crate) fn next(&self, now: Instant, limits: Limits) -> Next {
+        let mut core = lock(&self.core);
+        let ready = |job: &Parked| job.not_before.is_none_or(|time| time <= now);
+        // Nearly always the first.
+        let returned = core.returned.iter().position(ready);
+        if let Some(job) = returned.and_then(|index| core.returned.remove(index)) {
+            if let Some(unfinished) = core.offsets.get_mut(job.offset) {
+                unfinished.out = true;
+            }
+            return Next::Returned(job);
+        }
+        match core.waiting >= limits.waiting || core.offsets.span() >= limits.ahead {
+            true => Next::Full,
+            false => Next::Fetch,
         }
     }
 
@@ -166,30 +217,15 @@ impl Lease {
         }
     }
 
-    /// The next job that came back and may be delivered.
-    pub(crate) fn take_returned(&self, now: Instant) -> Option<Parked> {
-        let returned = &mut lock(&self.core).returned;
-        let ready = |job: &Parked| job.not_before.is_none_or(|time| time <= now);
-        // Nearly always the first.
-        let index = returned.iter().position(ready)?;
-        returned.remove(index)
-    }
-
     /// When the next job that came back may be delivered that is not yet to be.
     pub(crate) fn next_due(&self) -> Option<Instant> {
         lock(&self.core).returned.iter().filter_map(|job| job.not_before).min()
     }
 
-    /// True if nothing more should be fetched now: so many jobs wait for those before them.
-    pub(crate) fn is_full(&self, most_waiting: usize, most_ahead: i64) -> bool {
-        let core = lock(&self.core);
-        core.waiting >= most_waiting || core.offsets.span() >= most_ahead
-    }
-
     /// The first job that is not settled, if it is what holds the partition up.
-    pub(crate) fn stuck_at(&self, most_ahead: i64) -> Option<i64> {
+    pub(crate) fn stuck_at(&self, limits: Limits) -> Option<i64> {
         let core = lock(&self.core);
-        core.offsets.base().filter(|_| core.offsets.span() >= most_ahead)
+        core.offsets.base().filter(|_| core.offsets.span() >= limits.ahead)
     }
 
     /// Jobs that workers have, or are about to.

@@ -203,7 +203,7 @@ mod tests {
     fn steps() -> impl Strategy<Value = Vec<Step>> {
         let fetch = prop_oneof![8 => Just(1_i64), 1 => 2_i64..9].prop_map(Step::Fetch);
         let finish = any::<prop::sample::Index>().prop_map(Step::Finish);
-        prop::collection::vec(prop_oneof![fetch, finish], 0..200)
+        prop::collection::vec(prop_oneof![fetch, finish], 0..60)
     }
 
     proptest! {

@@ -27,7 +27,7 @@ use crate::delays::{self, Turn};
 use crate::error;
 use crate::hub::{Hub, Wake, lock};
 use crate::keeper::Keeper;
-use crate::lease::{Lease, Parked};
+use crate::lease::{Accepted, Lease, Limits, Next, Parked};
 use crate::offsets::{Above, Arrival};
 
 /// How long the thread sleeps at most: the consumer wants to be polled.
@@ -155,6 +155,7 @@ pub(crate) struct Session {
     hub: Arc<Hub>,
     control: Arc<Control>,
     inlet: Arc<Inlet>,
+    limits: Limits,
     /// Counts leases.
     leases: u64,
     /// Whose turn it is.
@@ -171,10 +172,13 @@ pub(crate) struct Session {
 
 impl Session {
     pub(crate) fn new(hub: &Arc<Hub>, control: &Arc<Control>, inlet: &Arc<Inlet>) -> Self {
+        let prefetch = hub.config.prefetch.get();
+        let ahead = i64::try_from(AHEAD.max(2 * prefetch)).unwrap_or(i64::MAX);
         Self {
             hub: Arc::clone(hub),
             control: Arc::clone(control),
             inlet: Arc::clone(inlet),
+            limits: Limits { waiting: prefetch, ahead },
             leases: 0,
             turn: 0,
             partitions: Vec::new(),
@@ -399,7 +403,11 @@ impl Session {
         consumer: &Arc<BaseConsumer<Events>>,
         partitions: &TopicPartitionList,
     ) -> Result<bool> {
-        let known = match consumer.committed_offsets(partitions.clone(), ANSWER) {
+        let known = consumer.committed_offsets(partitions.clone(), ANSWER).and_then(|known| {
+            known.elements().iter().try_for_each(|one| one.error())?;
+            Ok(known)
+        });
+        let known = match known {
             Ok(known) => Some(known),
             Err(found) => {
                 self.hub.health.met(&error::failed("rebalance", &found));
@@ -554,22 +562,30 @@ impl Session {
 
     /// Delivers what one partition has, as far as there are credits. True if it did.
     fn deliver_from(&mut self, index: usize) -> bool {
-        let prefetch = self.hub.config.prefetch.get();
-        let ahead = i64::try_from(AHEAD.max(2 * prefetch)).unwrap_or(i64::MAX);
         let now = Instant::now();
         for count in 0..TURN {
             // Another one, if the partition began anew.
             let lease = Arc::clone(&self.partitions[index].lease);
             let Some(credit) = self.credit() else { return count > 0 };
-            if let Some(job) = lease.take_returned(now) {
-                self.deliver(&lease, job, credit);
-                continue;
-            }
-            if lease.is_full(prefetch, ahead) {
-                self.hub.starve();
-                if lease.is_full(prefetch, ahead) {
-                    self.held_up(index, ahead);
-                    return count > 0;
+            match lease.next(now, self.limits) {
+                Next::Fetch => {}
+                Next::Returned(job) => {
+                    self.deliver(&lease, job, credit);
+                    continue;
+                }
+                Next::Full => {
+                    // Ask to be woken, and look again.
+                    self.hub.starve();
+                    match lease.next(now, self.limits) {
+                        Next::Full => {
+                            self.wake_at(lease.next_due());
+                            self.held_up(index);
+                            return count > 0;
+                        }
+                        Next::Returned(job) => self.deliver(&lease, job, credit),
+                        Next::Fetch => {}
+                    }
+                    continue;
                 }
             }
             let fetched = match self.partitions[index].queue.poll(Duration::ZERO) {
@@ -622,35 +638,37 @@ impl Session {
     /// Takes note of a record, and delivers it if it is a job and there is a credit for it.
     fn take(&mut self, index: usize, fetched: Fetched, credit: Option<Credit>) {
         let Fetched { offset, what } = fetched;
-        let tried = match self.partitions[index].lease.arrive(offset) {
-            Arrival::Finished => return,
-            Arrival::New(tried) => tried,
-            Arrival::Backwards => {
-                self.begin_anew(index);
-                self.partitions[index].lease.arrive(offset);
-                None
-            }
-        };
         let lease = Arc::clone(&self.partitions[index].lease);
         match what {
-            What::Job(Decoded { message, attempt }) => {
-                match (lease.admit(offset, message, attempt, tried), credit) {
-                    (Some(job), Some(credit)) => self.deliver(&lease, job, credit),
-                    (Some(job), None) => lease.put_back(job),
-                    (None, _) => {}
+            What::Job(decoded) => match (lease.accept(offset, decoded), credit) {
+                (Accepted::Finished | Accepted::Waits, _) => {}
+                (Accepted::Deliver(job), Some(credit)) => self.deliver(&lease, job, credit),
+                (Accepted::Deliver(job), None) => lease.put_back(job),
+                (Accepted::Backwards(decoded), credit) => {
+                    self.begin_anew(index);
+                    self.take(index, Fetched { offset, what: What::Job(decoded) }, credit);
                 }
-            }
-            What::Delayed(waiting) => {
-                lease.admit_other(offset);
-                if let Some(delay) = &mut self.partitions[index].delay {
-                    lock(&delay.failed).push_back(waiting);
+            },
+            What::Delayed(waiting) => match lease.accept_other(offset) {
+                Arrival::Finished => {}
+                Arrival::New(_) => {
+                    if let Some(delay) = &mut self.partitions[index].delay {
+                        lock(&delay.failed).push_back(waiting);
+                    }
                 }
-            }
+                Arrival::Backwards => {
+                    self.begin_anew(index);
+                    self.take(index, Fetched { offset, what: What::Delayed(waiting) }, credit);
+                }
+            },
             What::Foreign => {
                 tracing::warn!(
                     job.pipeline = %self.hub.pipeline, topic = %lease.topic, offset,
                     "skipped a record of the delay topic that is not ours"
                 );
+                if let Arrival::New(_) = lease.accept_other(offset) {
+                    lease.finish(offset);
+                }
             }
         }
     }
@@ -680,7 +698,6 @@ impl Session {
 
     fn deliver(&mut self, lease: &Arc<Lease>, job: Parked, credit: Credit) {
         let Parked { offset, message, attempt, .. } = job;
-        lease.hand_out(offset);
         let acknowledger: Arc<dyn jobs_core::Acknowledger> = lease.clone();
         let delivery = Delivery::new(message, lease.token(offset), acknowledger)
             .with_attempt(attempt)
@@ -689,9 +706,10 @@ impl Session {
     }
 
     /// Says, once, that one job holds its partition up.
-    fn held_up(&mut self, index: usize, ahead: i64) {
+    fn held_up(&mut self, index: usize) {
+        let ahead = self.limits.ahead;
         let partition = &mut self.partitions[index];
-        let stuck_at = partition.lease.stuck_at(ahead);
+        let stuck_at = partition.lease.stuck_at(self.limits);
         if stuck_at.is_some() && stuck_at != partition.stuck_at {
             let Lease { topic, partition: number, .. } = &*partition.lease;
             let offset = stuck_at.unwrap_or_default();
