@@ -24,9 +24,6 @@ const MAX_QUEUED_KIB: usize = 256 << 10;
 /// What of the largest record is kept for key and headers.
 const FOR_HEADERS: usize = 16 << 10;
 
-/// Names of topics have up to 249 bytes; those of delay topics are made of the pipeline's topic.
-const MAX_DELAYED_TOPIC: usize = 200;
-
 /// The options of a `kafka` pipeline, read and checked.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -156,11 +153,10 @@ impl KafkaConfig {
 
     pub(crate) fn capabilities(&self) -> Capabilities {
         let given = |condition: bool, support| if condition { support } else { Support::None };
-        let delayable = self.topic.as_ref().is_some_and(|topic| topic.len() <= MAX_DELAYED_TOPIC);
         let mut capabilities = Capabilities::default();
         // A delay topic is made when it is first needed, and consumed beside the topic it is for.
-        let plain = self.partitions.is_empty() && !self.has_patterns();
-        capabilities.delay = given(delayable && plain, Support::Emulated);
+        let delayable = self.topic.is_some() && self.partitions.is_empty() && !self.has_patterns();
+        capabilities.delay = given(delayable, Support::Emulated);
         capabilities.reject = given(self.dead_letter_topic.is_some(), Support::Emulated);
         capabilities.requeue = given(self.consumes(), Support::Emulated);
         capabilities.batch = Support::Native;

@@ -69,16 +69,6 @@ pub(crate) fn is_fatal_code(code: Code) -> bool {
     )
 }
 
-/// True if a name in the message, a topic or a partition, does not exist.
-pub(crate) fn is_missing(error: &KafkaError) -> bool {
-    classify(error).0 == ErrorKind::NotFound
-}
-
-/// True if a topic that was to be created is there already.
-pub(crate) fn exists_already(code: Code) -> bool {
-    code == Code::TopicAlreadyExists
-}
-
 /// True if a commit was refused for its metadata, and may pass without.
 pub(crate) fn is_metadata_too_large(error: &KafkaError) -> bool {
     code(error) == Some(Code::OffsetMetadataTooLarge)
@@ -504,9 +494,6 @@ mod tests {
         let commit = KafkaError::ConsumerCommit;
         assert!(is_metadata_too_large(&commit(Code::OffsetMetadataTooLarge)));
         assert!(!is_metadata_too_large(&commit(Code::RebalanceInProgress)));
-        assert!(is_missing(&KafkaError::MetadataFetch(Code::UnknownTopicOrPartition)));
-        assert!(!is_missing(&KafkaError::MetadataFetch(Code::LeaderNotAvailable)));
-        assert!(exists_already(Code::TopicAlreadyExists) && !exists_already(Code::InvalidTopic));
         assert!(timed_out("state").is_retryable() && !closed("push").is_retryable());
         assert_eq!(closed("push").kind(), ErrorKind::Closed);
     }

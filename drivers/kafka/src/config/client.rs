@@ -91,7 +91,9 @@ impl KafkaConfig {
         client.time("message.timeout.ms", self.producer.delivery_timeout);
         client.number("message.max.bytes", self.max_message_bytes);
         client.number("queue.buffering.max.messages", MAX_QUEUED);
-        client.number("queue.buffering.max.kbytes", MAX_QUEUED_KIB);
+        // A record that is larger than that would never be taken.
+        let largest = self.max_message_bytes.div_ceil(1 << 10);
+        client.number("queue.buffering.max.kbytes", MAX_QUEUED_KIB.max(2 * largest));
         client.0
     }
 

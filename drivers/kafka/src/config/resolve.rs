@@ -395,7 +395,7 @@ impl Check<'_> {
         ordering: Ordering,
     ) -> (Duration, usize, ProducerConfig) {
         let option = |name: &str| format!("producer_options.{name}");
-        let acks = matches!(written.required_acks, None | Some(Acks::AllIsrAck));
+        let acks = matches!(written.required_acks, None | Some(Acks::AllInSync));
         let expected = "expected `AllISRAck`: a push that returned would be lost with one broker";
         self.require(acks, &option("required_acks"), expected);
         let expected = "expected `false`: what the client sends again would be stored twice";
@@ -479,8 +479,8 @@ impl Check<'_> {
         }
         let expected = "expected none: with `consume_partitions` there are no members";
         self.require(!fixed || group.instance_id.is_empty(), "group_options.instance_id", expected);
-        let nothing = !consumes && !(group.group_id.is_empty() && group.instance_id.is_empty());
-        self.ignored(nothing, "group_options", "nothing is consumed");
+        let lonely = !consumes && !group.instance_id.is_empty();
+        self.ignored(lonely, "group_options.instance_id", "nothing is consumed");
     }
 
     /// How the group finds out about a dead member: silence, heartbeat, and time between polls.

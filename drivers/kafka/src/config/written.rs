@@ -156,10 +156,12 @@ pub(super) struct Producer {
 
 #[derive(Clone, Copy, Deserialize, PartialEq)]
 pub(super) enum Acks {
-    NoAck,
-    LeaderAck,
+    #[serde(rename = "NoAck")]
+    Nobody,
+    #[serde(rename = "LeaderAck")]
+    Leader,
     #[serde(rename = "AllISRAck")]
-    AllIsrAck,
+    AllInSync,
 }
 
 #[derive(Clone, Copy, Default, Deserialize)]
