@@ -299,6 +299,10 @@ impl Session {
             self.partitions.clear();
             self.events.clear();
             self.revocation = None;
+            if !self.hub.config.partitions.is_empty() {
+                // They are no group's to take back.
+                drop(consumer.unassign());
+            }
             connection::leave(&consumer, self.hub.config.instance.is_some(), deadline);
             drop(keeper.join());
         }
