@@ -273,6 +273,8 @@ impl Listener {
             protocols.push(format!("{name}:{protocol}"));
         }
         request
+            // It sends to itself, too: marks of transactions.
+            .with_env_var("KAFKA_INTER_BROKER_LISTENER_NAME", inside.name)
             .with_env_var("KAFKA_LISTENERS", bound.join(","))
             .with_env_var("KAFKA_ADVERTISED_LISTENERS", advertised.join(","))
             .with_env_var("KAFKA_LISTENER_SECURITY_PROTOCOL_MAP", protocols.join(","))

@@ -39,13 +39,6 @@ pub(super) fn cases(brokers: &Arc<Brokers>) -> Vec<Case> {
             "a delay topic that would not keep its records is refused",
             a_topic_of_another_kind_is_refused,
         ),
-        case(
-            brokers,
-            "delays::refused_where_no_topic_may_be_created",
-            &[8],
-            "without auto_create_topics_enable delays are refused before any I/O",
-            refused_where_no_topic_may_be_created,
-        ),
     ]
 }
 
@@ -111,14 +104,5 @@ async fn a_topic_of_another_kind_is_refused(fx: Fixture, brokers: Arc<Brokers>) 
     };
     let answer = fx.within("a push", answer).await?;
     fx.expect_refused(answer, ErrorKind::InvalidState)?;
-    Ok(())
-}
-
-async fn refused_where_no_topic_may_be_created(fx: Fixture, _: Arc<Brokers>) -> CaseResult {
-    let config = fx.configure().await?.with_option("auto_create_topics_enable", false);
-    let pipeline = fx.start(config).await?;
-    let answer = pipeline.push(fx.message("later").with_delay(SHORT)).await;
-    fx.expect_refused(answer, ErrorKind::Unsupported)?;
-    pipeline.expect_empty().await?;
     Ok(())
 }

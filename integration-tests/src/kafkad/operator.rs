@@ -165,7 +165,7 @@ impl Operator {
     /// # Errors
     /// The broker's.
     pub async fn committed(&self, group: &str, topic: &str, partition: i32) -> Result<Committed> {
-        let (config, topic) = (self.reader(Some(group)), topic.to_owned());
+        let (config, topic) = (self.reader(group), topic.to_owned());
         blocking(move || {
             let consumer: BaseConsumer = config.create().map_err(failed)?;
             let mut wanted = TopicPartitionList::new();
@@ -230,7 +230,7 @@ impl Operator {
     /// # Errors
     /// The broker's.
     pub async fn read(&self, topic: &str, partitions: i32) -> Result<Vec<OwnedMessage>> {
-        let (config, topic) = (self.reader(None), topic.to_owned());
+        let (config, topic) = (self.reader("operator"), topic.to_owned());
         blocking(move || {
             let consumer: BaseConsumer = config.create().map_err(failed)?;
             let mut all = TopicPartitionList::new();
@@ -262,16 +262,15 @@ impl Operator {
         config
     }
 
-    fn reader(&self, group: Option<&str>) -> ClientConfig {
+    /// It joins no group, but the client wants to know one.
+    fn reader(&self, group: &str) -> ClientConfig {
         let mut config = ClientConfig::new();
         config
             .set("bootstrap.servers", &self.address)
+            .set("group.id", group)
             .set("enable.auto.commit", "false")
             .set("enable.partition.eof", "true")
             .set("isolation.level", "read_uncommitted");
-        if let Some(group) = group {
-            config.set("group.id", group);
-        }
         config
     }
 }
