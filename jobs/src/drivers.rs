@@ -12,6 +12,8 @@ pub fn default_registry() -> Registry {
     registry.register(jobs_amqp::constructor()).expect("our drivers have different names");
     #[cfg(feature = "beanstalk")]
     registry.register(jobs_beanstalk::constructor()).expect("our drivers have different names");
+    #[cfg(feature = "kafka")]
+    registry.register(jobs_kafka::constructor()).expect("our drivers have different names");
     #[cfg(feature = "local")]
     registry.register(jobs_local::constructor()).expect("our drivers have different names");
     #[cfg(feature = "memory")]

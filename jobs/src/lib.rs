@@ -23,6 +23,9 @@ pub use jobs_core::{
     JobId, KafkaOptions, Lease, Message, Options, Outcome, Pipeline, Plan, Problem, Registry,
     Result, Secret, SettleError, State, Support,
 };
+/// The driver `kafka`: options, mapping and guarantees.
+#[cfg(feature = "kafka")]
+pub use jobs_kafka as kafka;
 /// The driver `local`, for its own functions such as
 /// [`dead_letters`](local::LocalConstructor::dead_letters).
 #[cfg(feature = "local")]

@@ -3,6 +3,7 @@
 pub(crate) mod amqp;
 mod backlog;
 pub(crate) mod beanstalk;
+pub(crate) mod kafka;
 pub(crate) mod local;
 pub(crate) mod memory;
 

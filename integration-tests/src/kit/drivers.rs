@@ -6,6 +6,7 @@ use std::sync::Arc;
 use integration_tests::amqp::{self, Amqp};
 use integration_tests::beanstalk::{self, Beanstalk};
 use integration_tests::beanstalkd::{Mode, Servers};
+use integration_tests::kafka::{self, Kafka};
 use jobs_core::{Capabilities, Pipeline};
 use jobs_kit::{Harness, Suite};
 
@@ -62,6 +63,19 @@ pub(crate) const DRIVERS: &[Driver] = &[
         harness: || Arc::new(Beanstalk::binlog(&Arc::new(Servers::new(Mode::Synced)))),
         shared: None,
         bench: bench::beanstalk::run,
+    },
+    Driver {
+        name: jobs_kafka::NAME,
+        capabilities: || {
+            planned(
+                &jobs_kafka::constructor(),
+                &[("brokers", "127.0.0.1:9092"), ("topics", "jobs")],
+            )
+        },
+        suite: kafka::suite,
+        harness: || Arc::new(Kafka::one(&Arc::default())),
+        shared: None,
+        bench: bench::kafka::run,
     },
 ];
 

@@ -22,7 +22,7 @@ pub(crate) struct Arguments {
     /// Chooses the decisions.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// What happens to the broker meanwhile, or to the process where there is none: `kill`, `cut`, `reset`, `stall`, separated by commas.
+    /// What happens to the broker meanwhile, or to the process where there is none: `kill`, `cut`, `reset`, `stall`, `rebalance`, separated by commas.
     #[arg(long, value_delimiter = ',')]
     faults: Vec<Fault>,
 }
