@@ -1,19 +1,19 @@
 //! Clients of the broker: how they are made, what they are asked, how they end.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use jobs_core::{Error, ErrorKind, Result};
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::TopicPartitionList;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
-use rdkafka::producer::Producer as _;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::producer::Producer as _;
 use rdkafka::types::RDKafkaRespErr;
-use rdkafka::TopicPartitionList;
 
 use crate::config::KafkaConfig;
 use crate::error;
@@ -42,7 +42,9 @@ impl Reports {
 
     pub(crate) fn refused(&self) -> Option<Error> {
         let refused = lock(&self.refused);
-        refused.as_ref().map(|(code, reason)| error::answered("connect", *code).with_context(reason))
+        refused
+            .as_ref()
+            .map(|(code, reason)| error::answered("connect", *code).with_context(reason))
     }
 
     pub(crate) fn last_error(&self) -> Option<String> {
@@ -91,7 +93,11 @@ pub(crate) struct Events {
 
 impl Events {
     pub(crate) fn new(health: &Arc<Health>) -> Self {
-        Self { reports: Reports::new(health), kept: Mutex::default(), closing: AtomicBool::new(false) }
+        Self {
+            reports: Reports::new(health),
+            kept: Mutex::default(),
+            closing: AtomicBool::new(false),
+        }
     }
 
     pub(crate) fn take(&self) -> Vec<Event> {
@@ -170,25 +176,29 @@ pub(crate) struct Topic<'a> {
     pub(crate) options: &'a [(&'a str, &'a str)],
 }
 
-/// Makes a topic, or finds it made, and waits until it can be used. Blocks.
-pub(crate) fn create_topic(config: &KafkaConfig, topic: &Topic<'_>, deadline: Instant) -> Result<()> {
+/// Makes a topic and waits until it can be used. One that exists is taken if it [is](check_topic) as it
+/// would be made. Blocks.
+pub(crate) fn create_topic(
+    config: &KafkaConfig,
+    topic: &Topic<'_>,
+    deadline: Instant,
+) -> Result<()> {
     let timeout = deadline.saturating_duration_since(Instant::now());
-    let admin = AdminClient::<Reports>::from_config_and_context(
-        &config.client(),
-        Reports::new(&Arc::new(Health::new(topic.name.into()))),
-    );
-    let admin = admin.map_err(|found| error::failed("create a topic", &found))?;
-    let mut new = NewTopic::new(topic.name, topic.partitions, TopicReplication::Fixed(topic.replication));
+    let admin = admin(config, topic)?;
+    let mut new =
+        NewTopic::new(topic.name, topic.partitions, TopicReplication::Fixed(topic.replication));
     for (name, value) in topic.options {
         new = new.set(name, value);
     }
-    let options = AdminOptions::new().request_timeout(Some(timeout)).operation_timeout(Some(timeout));
+    let options =
+        AdminOptions::new().request_timeout(Some(timeout)).operation_timeout(Some(timeout));
     // Answered by a thread of the client: there is nothing to be driven.
     let made = futures::executor::block_on(admin.create_topics([&new], &options));
     let made = made.map_err(|found| error::failed("create a topic", &found))?;
     for one in made {
         match one {
-            Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+            Ok(_) => {}
+            Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => check_topic(config, topic, deadline)?,
             Err((_, code)) => {
                 let found = KafkaError::AdminOp(code);
                 let error = error::failed("create a topic", &found);
@@ -209,6 +219,51 @@ pub(crate) fn create_topic(config: &KafkaConfig, topic: &Topic<'_>, deadline: In
     }
 }
 
+fn admin(config: &KafkaConfig, topic: &Topic<'_>) -> Result<AdminClient<Reports>> {
+    let reports = Reports::new(&Arc::new(Health::new(topic.name.into())));
+    AdminClient::from_config_and_context(&config.client(), reports)
+        .map_err(|found| error::failed("create a topic", &found))
+}
+
+/// Looks whether a topic that exists has the options it would be made with. Who may not ask is not
+/// refused for that. Blocks.
+///
+/// # Errors
+/// `InvalidState` if it has not.
+pub(crate) fn check_topic(
+    config: &KafkaConfig,
+    topic: &Topic<'_>,
+    deadline: Instant,
+) -> Result<()> {
+    if topic.options.is_empty() {
+        return Ok(());
+    }
+    let wrong = |what: &str, expected: &str, found: &str| {
+        let name = topic.name;
+        let context = format!("topic {name}, `{what}`: expected {expected}, found {found}");
+        Err(Error::new(ErrorKind::InvalidState, "look for a topic").with_context(context))
+    };
+    let admin = admin(config, topic)?;
+    let timeout = deadline.saturating_duration_since(Instant::now());
+    let options = AdminOptions::new().request_timeout(Some(timeout));
+    let which = ResourceSpecifier::Topic(topic.name);
+    let answers = futures::executor::block_on(admin.describe_configs([&which], &options));
+    for answer in answers.map_err(|found| error::failed("look for a topic", &found))? {
+        let Ok(found) = answer else { continue };
+        for (option, expected) in topic.options {
+            let value = found.get(option).and_then(|entry| entry.value.as_deref());
+            if let Some(value) = value.filter(|value| value != expected) {
+                return wrong(option, expected, value);
+            }
+        }
+    }
+    match partitions(admin.inner(), topic.name, deadline)? {
+        0 => Ok(()),
+        count if i32::try_from(count) == Ok(topic.partitions) => Ok(()),
+        count => wrong("partitions", &topic.partitions.to_string(), &count.to_string()),
+    }
+}
+
 /// The number of a topic's partitions if all of them have leaders; zero if some have none yet.
 ///
 /// # Errors
@@ -225,7 +280,8 @@ pub(crate) fn partitions<C: ClientContext>(
     let failure = match found {
         Some(found) => match found.error() {
             None => {
-                let led = found.partitions().iter().all(|one| one.error().is_none() && one.leader() >= 0);
+                let led =
+                    found.partitions().iter().all(|one| one.error().is_none() && one.leader() >= 0);
                 return Ok(if led { found.partitions().len() } else { 0 });
             }
             Some(code) => KafkaError::MetadataFetch(code.into()),

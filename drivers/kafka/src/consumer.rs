@@ -30,9 +30,9 @@ impl Consumer {
         let mut session = Session::new(hub, &control, &inlet);
         let consumer = session.subscribe()?;
         let thread = std::thread::Builder::new().name("kafka-session".into());
-        thread.spawn(move || session.run(consumer)).map_err(|failure| {
-            Error::new(ErrorKind::InvalidState, "run").with_source(failure)
-        })?;
+        thread
+            .spawn(move || session.run(consumer))
+            .map_err(|failure| Error::new(ErrorKind::InvalidState, "run").with_source(failure))?;
         Ok(Self { hub: Arc::clone(hub), control, inlet, ready: AtomicBool::new(true) })
     }
 

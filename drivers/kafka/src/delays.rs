@@ -4,14 +4,15 @@
 //! always due first and nothing is held up behind it. Then it moves to the partition of what is left of
 //! its delay, and at last to the topic it is meant for. The consumers of the pipeline's group do that.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use jobs_core::Result;
+use jobs_core::{ErrorKind, Result};
+use rdkafka::client::{Client, ClientContext};
 
-use crate::connection::{self, Topic};
 use crate::config::KafkaConfig;
+use crate::connection::{self, Topic};
 use crate::hub::lock;
 
 /// What the names of all delay topics begin with.
@@ -99,7 +100,7 @@ impl Delays {
         self.exists.load(Ordering::Acquire)
     }
 
-    pub(crate) fn found(&self) {
+    fn found(&self) {
         self.exists.store(true, Ordering::Release);
     }
 
@@ -109,21 +110,49 @@ impl Delays {
         if self.exist() {
             return Ok(false);
         }
-        let replication = config.create.as_ref().map_or(-1, |create| create.replication_factor);
-        let topic = Topic {
+        connection::create_topic(config, &self.topic(config), deadline)?;
+        self.found();
+        Ok(true)
+    }
+
+    /// Looks whether somebody made the topic. True if so, and it was not known before. Blocks.
+    ///
+    /// # Errors
+    /// `InvalidState` if it is a topic of another kind.
+    pub(crate) fn look<C: ClientContext>(
+        &self,
+        client: &Client<C>,
+        config: &KafkaConfig,
+        deadline: Instant,
+    ) -> Result<bool> {
+        if self.exist() {
+            return Ok(false);
+        }
+        match connection::partitions(client, &self.topic, deadline) {
+            Ok(0) => return Ok(false),
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(error),
+        }
+        connection::check_topic(config, &self.topic(config), deadline)?;
+        self.found();
+        Ok(true)
+    }
+
+    fn topic(&self, config: &KafkaConfig) -> Topic<'_> {
+        Topic {
             name: &self.topic,
             partitions: LEVELS,
-            replication,
-            // Delays may be longer than a topic keeps records by default.
+            replication: config.create.as_ref().map_or(-1, |create| create.replication_factor),
             options: &[
+                // Delays may be longer than a topic keeps records by default.
                 ("retention.ms", "-1"),
                 ("retention.bytes", "-1"),
                 ("cleanup.policy", "delete"),
+                // So that the first of a waiting room is the one whose wait is over first.
+                ("message.timestamp.type", "LogAppendTime"),
             ],
-        };
-        connection::create_topic(config, &topic, deadline)?;
-        self.found();
-        Ok(true)
+        }
     }
 }
 

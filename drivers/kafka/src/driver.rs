@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use jobs_core::{
     Capabilities, Driver, Error, ErrorKind, Inlet, Message, Pipeline, Result, State, async_trait,
 };
+use rdkafka::producer::Producer as _;
 use tokio::sync::{Notify, oneshot};
 
 use crate::NAME;
@@ -64,19 +65,13 @@ impl KafkaDriver {
 
     /// Jobs may wait in the delay topic since an earlier time.
     async fn look_for_delays(&self) -> Result<()> {
-        let Some(delays) = &self.hub.delays else { return Ok(()) };
-        let (topic, producer) = (delays.topic.clone(), self.hub.publisher.producer("connect")?);
+        let Some(delays) = self.hub.delays.clone() else { return Ok(()) };
+        let (hub, producer) = (Arc::clone(&self.hub), self.hub.publisher.producer("connect")?);
         let deadline = Instant::now() + self.hub.config.connect_timeout;
-        let found = connection::on_a_thread("connect", deadline, move || {
-            use rdkafka::producer::Producer as _;
-            connection::partitions(producer.client(), &topic, deadline)
-        });
-        match found.await {
-            Ok(_) => delays.found(),
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
-        Ok(())
+        connection::on_a_thread("connect", deadline, move || {
+            delays.look(producer.client(), &hub.config, deadline).map(drop)
+        })
+        .await
     }
 
     async fn ensure_delays(&self, deadline: Instant) -> Result<()> {
@@ -120,7 +115,9 @@ impl KafkaDriver {
         let topic = chosen.map(|kafka| &kafka.topic).or(self.hub.config.topic.as_ref());
         let Some(topic) = topic else {
             let error = Error::new(ErrorKind::InvalidMessage, "push");
-            return Err(error.with_context("no topic: the pipeline has no `topic`, nor the message"));
+            return Err(
+                error.with_context("no topic: the pipeline has no `topic`, nor the message")
+            );
         };
         let partition = message.kafka().and_then(|kafka| kafka.partition);
         let (topic, partition, record) =

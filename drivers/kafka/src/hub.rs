@@ -77,7 +77,9 @@ impl Hub {
         health: Arc<Health>,
     ) -> Self {
         let topic = config.topic.as_deref().filter(|_| capabilities.delay.is_available());
-        let delays = topic.and_then(|topic| delays::topic(&config.group, topic)).map(|topic| Arc::new(Delays::new(topic)));
+        let delays = topic
+            .and_then(|topic| delays::topic(&config.group, topic))
+            .map(|topic| Arc::new(Delays::new(topic)));
         Self {
             pipeline,
             priority,
@@ -133,7 +135,11 @@ impl Hub {
 
     /// Sends a copy that settles something, now or as soon as it can be.
     pub(crate) fn post(&self, letter: Letter) {
-        if self.delays.as_ref().is_some_and(|delays| *delays.topic == *letter.topic && !delays.exist()) {
+        if self
+            .delays
+            .as_ref()
+            .is_some_and(|delays| *delays.topic == *letter.topic && !delays.exist())
+        {
             lock(&self.outbox).push(letter);
             return self.keeper.wake();
         }
@@ -153,8 +159,9 @@ impl Hub {
         if waiting.is_empty() {
             return;
         }
-        let is_delayed =
-            |letter: &Letter| self.delays.as_ref().is_some_and(|delays| *delays.topic == *letter.topic);
+        let is_delayed = |letter: &Letter| {
+            self.delays.as_ref().is_some_and(|delays| *delays.topic == *letter.topic)
+        };
         if let Some(delays) = self.delays.as_ref().filter(|_| waiting.iter().any(is_delayed)) {
             let deadline = Instant::now() + self.config.connect_timeout;
             if let Err(error) = delays.ensure(&self.config, deadline) {

@@ -47,9 +47,15 @@ impl Inspector {
     }
 
     /// Asks. Blocks, about until the deadline at most.
-    pub(crate) fn figures(&self, hub: &Hub, leases: &[Arc<Lease>], deadline: Instant) -> Result<Figures> {
+    pub(crate) fn figures(
+        &self,
+        hub: &Hub,
+        leases: &[Arc<Lease>],
+        deadline: Instant,
+    ) -> Result<Figures> {
         let client = self.client(hub)?;
-        let count = |topic: &str, only: Option<&[i32]>| count(&client, topic, only, leases, deadline);
+        let count =
+            |topic: &str, only: Option<&[i32]>| count(&client, topic, only, leases, deadline);
         let mut figures = Figures::default();
         if hub.config.consumes() && !hub.config.topics.iter().any(|topic| topic.starts_with('^')) {
             let mut reserved = 0;

@@ -4,16 +4,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use jobs_core::ErrorKind;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
-use rdkafka::{Offset, TopicPartitionList};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList, TopicPartitionListElem};
 
-use crate::connection::{self, Events};
+use crate::connection::Events;
 use crate::error;
 use crate::hub::{Hub, Wake, lock};
 use crate::lease::Lease;
 
-/// How often it is looked whether another process made the delay topic.
+/// How often it is looked whether another process made the delay topic, and whether a topic was made anew.
 const LOOK: Duration = Duration::from_secs(10);
 /// How long that may take.
 const ANSWER: Duration = Duration::from_secs(3);
@@ -41,6 +40,7 @@ impl Keeper {
             }
             if Instant::now() >= next_look {
                 self.look_for_delays();
+                self.look_for_what_was_forgotten(&lock(&self.leases).clone());
                 next_look = Instant::now() + LOOK;
             }
             let interval = self.hub.config.commit_interval;
@@ -51,6 +51,9 @@ impl Keeper {
     /// Commits what has changed, of all partitions at once.
     fn commit(&self) {
         let leases = lock(&self.leases).clone();
+        if leases.iter().any(|lease| lease.uncommitted().is_some()) {
+            self.look_for_what_was_forgotten(&leases);
+        }
         let commits: Vec<_> =
             leases.iter().filter_map(|lease| Some((lease, lease.uncommitted()?))).collect();
         if commits.is_empty() {
@@ -80,16 +83,40 @@ impl Keeper {
         }
     }
 
-    fn look_for_delays(&self) {
-        let Some(delays) = self.hub.delays.as_ref().filter(|delays| !delays.exist()) else { return };
-        let deadline = Instant::now() + ANSWER;
-        match connection::partitions(self.consumer.client(), &delays.topic, deadline) {
-            Ok(0) => {}
-            Ok(_) => {
-                delays.found();
+    /// Asks whether the broker still has what was committed. It forgets that with a topic that is deleted; one
+    /// that is made again under its name begins with offset 0, which the client may not notice.
+    fn look_for_what_was_forgotten(&self, leases: &[Arc<Lease>]) {
+        let known: Vec<_> = leases.iter().filter(|lease| lease.has_commit()).collect();
+        // It also forgets, after a week, what is committed by somebody who is no member of the group.
+        if known.is_empty() || !self.hub.config.partitions.is_empty() {
+            return;
+        }
+        let mut list = TopicPartitionList::with_capacity(known.len());
+        for lease in &known {
+            list.add_partition(&lease.topic, lease.partition);
+        }
+        let found = match self.consumer.committed_offsets(list, ANSWER) {
+            Ok(found) => found,
+            Err(failure) => return self.hub.health.met(&error::failed("commit", &failure)),
+        };
+        for lease in known {
+            let one = found.find_partition(&lease.topic, lease.partition);
+            let is_gone = |one: TopicPartitionListElem<'_>| {
+                one.error().is_ok() && one.offset() == Offset::Invalid
+            };
+            if one.is_some_and(is_gone) {
+                lease.forget();
                 self.hub.session.wake();
             }
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
+        }
+    }
+
+    fn look_for_delays(&self) {
+        let Some(delays) = &self.hub.delays else { return };
+        let deadline = Instant::now() + ANSWER;
+        match delays.look(self.consumer.client(), &self.hub.config, deadline) {
+            Ok(true) => self.hub.session.wake(),
+            Ok(false) => {}
             Err(error) => self.hub.health.met(&error),
         }
     }

@@ -84,6 +84,10 @@ struct Core {
     waiting: usize,
     /// What the broker has confirmed last.
     committed: Option<(i64, String)>,
+    /// The broker has an offset of this group.
+    has_commit: bool,
+    /// It has none any more: the topic was deleted.
+    forgotten: bool,
 }
 
 /// One partition, assigned. The acknowledger of its jobs.
@@ -103,7 +107,7 @@ impl Lease {
         topic: &str,
         partition: i32,
         number: u64,
-        above: Above,
+        above: Option<Above>,
     ) -> Arc<Self> {
         Arc::new_cyclic(|myself| Self {
             topic: topic.into(),
@@ -112,11 +116,13 @@ impl Lease {
             hub: Arc::clone(hub),
             core: Mutex::new(Core {
                 alive: true,
-                offsets: Offsets::new(above),
                 returned: VecDeque::new(),
                 held: HashMap::new(),
                 waiting: 0,
                 committed: None,
+                has_commit: above.is_some(),
+                offsets: Offsets::new(above.unwrap_or_default()),
+                forgotten: false,
             }),
             myself: Weak::clone(myself),
         })
@@ -253,16 +259,36 @@ impl Lease {
         core.waiting = 0;
     }
 
+    pub(crate) fn has_commit(&self) -> bool {
+        let core = lock(&self.core);
+        core.has_commit && !core.forgotten
+    }
+
+    /// The partition's offsets begin anew: nothing of this lease is committed any more.
+    pub(crate) fn forget(&self) {
+        lock(&self.core).forgotten = true;
+    }
+
+    pub(crate) fn is_forgotten(&self) -> bool {
+        lock(&self.core).forgotten
+    }
+
     /// What is to be committed, unless the broker has it.
     pub(crate) fn uncommitted(&self) -> Option<(i64, String)> {
         let core = lock(&self.core);
-        let attempt = |unfinished: &Unfinished| if unfinished.raised { unfinished.attempt } else { 1 };
+        if core.forgotten {
+            return None;
+        }
+        let attempt =
+            |unfinished: &Unfinished| if unfinished.raised { unfinished.attempt } else { 1 };
         core.offsets.commit(attempt).filter(|commit| core.committed.as_ref() != Some(commit))
     }
 
     /// The broker has confirmed this commit, or the one like it without metadata.
     pub(crate) fn committed(&self, commit: (i64, String)) {
-        lock(&self.core).committed = Some(commit);
+        let mut core = lock(&self.core);
+        core.committed = Some(commit);
+        core.has_commit = true;
     }
 
     /// Settles an offset for good. False if the lease is over.
@@ -315,7 +341,12 @@ impl Lease {
         core.alive && core.offsets.get_mut(Self::offset(token)).is_some()
     }
 
-    fn requeue(&self, job: Unsettled, delay: Duration, headers: Option<jobs_core::Headers>) -> Settling {
+    fn requeue(
+        &self,
+        job: Unsettled,
+        delay: Duration,
+        headers: Option<jobs_core::Headers>,
+    ) -> Settling {
         let in_place = self.hub.config.ordering != Ordering::Unordered;
         if in_place && headers.as_ref().is_some_and(|headers| headers != job.message.headers()) {
             let error = Error::new(ErrorKind::Unsupported, "settle").with_driver(NAME);
@@ -400,7 +431,9 @@ impl Lease {
             }
             Err(_) => Refusal::lease_lost(NAME),
         };
-        if let Err(Refusal { job: Some(job), .. }) = settler.refuse(refusal).map_err(|refusal| *refusal) {
+        if let Err(Refusal { job: Some(job), .. }) =
+            settler.refuse(refusal).map_err(|refusal| *refusal)
+        {
             self.abandon(job);
         }
     }

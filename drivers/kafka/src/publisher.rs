@@ -222,7 +222,8 @@ impl Publisher {
         deadline: Instant,
     ) -> Result<oneshot::Receiver<Result<()>>> {
         let (sender, answer) = oneshot::channel();
-        let mut letter = Letter { topic, partition, record, report: Box::new(Report::Push(sender)) };
+        let mut letter =
+            Letter { topic, partition, record, report: Box::new(Report::Push(sender)) };
         loop {
             letter = match self.send(letter) {
                 Ok(()) => return Ok(answer),
@@ -245,7 +246,8 @@ impl Publisher {
             }
             drop(producer);
         }
-        let retired = std::mem::take(&mut *self.retired.lock().unwrap_or_else(PoisonError::into_inner));
+        let retired =
+            std::mem::take(&mut *self.retired.lock().unwrap_or_else(PoisonError::into_inner));
         retired.into_iter().for_each(|thread| drop(thread.join()));
     }
 }
@@ -264,10 +266,12 @@ pub(crate) enum SendError {
 }
 
 fn make(config: &KafkaConfig, health: &Arc<Health>) -> Result<Producer> {
-    let context =
-        Confirms { reports: Reports::new(health), fatal: AtomicBool::new(false) };
-    ThreadedProducer::<Confirms, NoCustomPartitioner>::from_config_and_context(&config.producer(), context)
-        .map_err(|found| error::failed("connect", &found))
+    let context = Confirms { reports: Reports::new(health), fatal: AtomicBool::new(false) };
+    ThreadedProducer::<Confirms, NoCustomPartitioner>::from_config_and_context(
+        &config.producer(),
+        context,
+    )
+    .map_err(|found| error::failed("connect", &found))
 }
 
 impl Drop for Publisher {

@@ -17,7 +17,7 @@ use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Message as _};
-use rdkafka::{Offset, TopicPartitionList};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList, TopicPartitionListElem};
 use tokio::sync::watch;
 
 use crate::codec::{self, Decoded, Record, Target};
@@ -198,7 +198,8 @@ impl Session {
     pub(crate) fn subscribe(&mut self) -> Result<Arc<BaseConsumer<Events>>> {
         let config = &self.hub.config;
         let hub = Arc::clone(&self.hub);
-        let consumer = BaseConsumer::from_config_and_context(&config.consumer(), Events::new(&hub.health));
+        let consumer =
+            BaseConsumer::from_config_and_context(&config.consumer(), Events::new(&hub.health));
         let mut consumer = consumer.map_err(|found| error::failed("run", &found))?;
         let waker = Arc::clone(&hub);
         consumer.set_nonempty_callback(move || waker.session.wake());
@@ -209,7 +210,9 @@ impl Session {
         } else {
             let mut list = TopicPartitionList::new();
             for (topic, partitions) in &config.partitions {
-                partitions.keys().for_each(|partition| drop(list.add_partition(topic, *partition)));
+                for partition in partitions.keys() {
+                    list.add_partition(topic, *partition);
+                }
             }
             self.events.push_back(Event::Assigned(list));
         }
@@ -273,7 +276,8 @@ impl Session {
             leases: Arc::clone(&self.control.leases),
             ending: Arc::clone(&ending),
         };
-        let keeper = std::thread::Builder::new().name("kafka-keeper".into()).spawn(move || keeper.run());
+        let keeper =
+            std::thread::Builder::new().name("kafka-keeper".into()).spawn(move || keeper.run());
         let end = match &keeper {
             Ok(_) => self.fetch(&consumer),
             Err(failure) => End::Broken(
@@ -328,11 +332,15 @@ impl Session {
                 Ok(busy) => busy,
                 Err(error) => return End::Broken(error),
             };
-            let missing = self.hub.delays.as_ref().is_some_and(|delays| delays.exist());
-            if missing && !self.subscribed_to_delays && self.hub.config.partitions.is_empty() {
-                if let Err(error) = self.renew_subscription(consumer) {
-                    return End::Broken(error);
-                }
+            let exist = self.hub.delays.as_ref().is_some_and(|delays| delays.exist());
+            if exist
+                && !self.subscribed_to_delays
+                && let Err(error) = self.renew_subscription(consumer)
+            {
+                return End::Broken(error);
+            }
+            if let Err(error) = self.look_for_forgotten(consumer) {
+                return End::Broken(error);
             }
             let worked = self.take_turns(paused);
             self.wakeups.clear();
@@ -408,7 +416,7 @@ impl Session {
         partitions: &TopicPartitionList,
     ) -> Result<bool> {
         let known = consumer.committed_offsets(partitions.clone(), ANSWER).and_then(|known| {
-            known.elements().iter().try_for_each(|one| one.error())?;
+            known.elements().iter().try_for_each(TopicPartitionListElem::error)?;
             Ok(known)
         });
         let known = match known {
@@ -430,10 +438,10 @@ impl Session {
             let (topic, partition) = (one.topic(), one.partition());
             let (start, above) = match (known.is_some(), one.offset()) {
                 (true, Offset::Offset(offset)) => {
-                    (Offset::Offset(offset), Above::read(offset, one.metadata()))
+                    (Offset::Offset(offset), Some(Above::read(offset, one.metadata())))
                 }
-                (true, _) => (self.start(consumer, topic, partition), Above::default()),
-                (false, _) => (Offset::Invalid, Above::default()),
+                (true, _) => (self.start(consumer, topic, partition), None),
+                (false, _) => (Offset::Invalid, None),
             };
             // Only an offset that cannot be written is refused, and this one was read.
             let _ = list.add_partition_offset(topic, partition, start);
@@ -473,13 +481,14 @@ impl Session {
             Start::Earliest => Offset::Beginning,
             Start::Offset(offset) => Offset::Offset(offset),
             Start::AtEnd => {
-                let end = consumer.fetch_watermarks(topic, partition, ANSWER).and_then(|(_, high)| {
-                    // Now, so that what is pushed from here on is not skipped the next time.
-                    let mut list = TopicPartitionList::new();
-                    list.add_partition_offset(topic, partition, Offset::Offset(high))?;
-                    consumer.commit(&list, CommitMode::Sync)?;
-                    Ok(high)
-                });
+                let end =
+                    consumer.fetch_watermarks(topic, partition, ANSWER).and_then(|(_, high)| {
+                        // Now, so that what is pushed from here on is not skipped the next time.
+                        let mut list = TopicPartitionList::new();
+                        list.add_partition_offset(topic, partition, Offset::Offset(high))?;
+                        consumer.commit(&list, CommitMode::Sync)?;
+                        Ok(high)
+                    });
                 match end {
                     Ok(high) => Offset::Offset(high),
                     Err(found) => {
@@ -517,7 +526,9 @@ impl Session {
         let now = Instant::now();
         let wait = Duration::from_millis(20);
         let Some(flush) = revocation.flush else {
-            if now < revocation.grace && revoked.clone().any(|partition| partition.lease.running() > 0) {
+            if now < revocation.grace
+                && revoked.clone().any(|partition| partition.lease.running() > 0)
+            {
                 self.next_wake = Some(now + wait);
                 return Ok(false);
             }
@@ -677,6 +688,20 @@ impl Session {
         }
     }
 
+    /// Begins partitions anew whose topic was deleted and made again.
+    fn look_for_forgotten(&mut self, consumer: &Arc<BaseConsumer<Events>>) -> Result<()> {
+        let is_forgotten =
+            |partition: &Partition| !partition.revoked && partition.lease.is_forgotten();
+        while let Some(index) = self.partitions.iter().position(is_forgotten) {
+            self.begin_anew(index);
+            let lease = &self.partitions[index].lease;
+            consumer
+                .seek(&lease.topic, lease.partition, Offset::Beginning, ANSWER)
+                .map_err(|found| error::failed("fetch", &found))?;
+        }
+        Ok(())
+    }
+
     /// The partition's offsets start over: the topic was made anew, or what was to be fetched is gone.
     fn begin_anew(&mut self, index: usize) {
         let former = Arc::clone(&self.partitions[index].lease);
@@ -687,8 +712,7 @@ impl Session {
         former.end();
         self.inlet.withdraw(|token| former.gave(token));
         self.leases += 1;
-        let fresh =
-            Lease::new(&self.hub, &former.topic, former.partition, self.leases, Above::default());
+        let fresh = Lease::new(&self.hub, &former.topic, former.partition, self.leases, None);
         let mut leases = lock(&self.control.leases);
         leases.retain(|lease| !Arc::ptr_eq(lease, &former));
         leases.push(Arc::clone(&fresh));
@@ -753,17 +777,18 @@ impl Session {
                 continue;
             };
             let now = delays::now();
-            let (topic, number) = match delays::turn(lease.partition, waiting.stored, waiting.due, now) {
-                Turn::Wait(more) => {
-                    self.wake_at(Some(Instant::now() + Duration::from_millis(more)));
-                    if let Some(delay) = &mut self.partitions[index].delay {
-                        delay.first = Some(waiting);
+            let (topic, number) =
+                match delays::turn(lease.partition, waiting.stored, waiting.due, now) {
+                    Turn::Wait(more) => {
+                        self.wake_at(Some(Instant::now() + Duration::from_millis(more)));
+                        if let Some(delay) = &mut self.partitions[index].delay {
+                            delay.first = Some(waiting);
+                        }
+                        return count > 0;
                     }
-                    return count > 0;
-                }
-                Turn::Move(level) => (Arc::clone(&lease.topic), Some(level)),
-                Turn::Due => (waiting.target.topic.as_str().into(), waiting.target.partition),
-            };
+                    Turn::Move(level) => (Arc::clone(&lease.topic), Some(level)),
+                    Turn::Due => (waiting.target.topic.as_str().into(), waiting.target.partition),
+                };
             let again = waiting.clone();
             let Waiting { offset, due, target, record, .. } = waiting;
             let record = match number {
