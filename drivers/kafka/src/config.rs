@@ -158,15 +158,14 @@ impl KafkaConfig {
         let delayable = self.topic.is_some() && self.partitions.is_empty() && !self.has_patterns();
         capabilities.delay = given(delayable, Support::Emulated);
         capabilities.reject = given(self.dead_letter_topic.is_some(), Support::Emulated);
-        // In order jobs are tried again in place, as they are.
-        let copied = self.consumes() && self.ordering == Ordering::Unordered;
-        capabilities.requeue = given(copied, Support::Emulated);
+        capabilities.requeue = given(self.consumes(), Support::Emulated);
         capabilities.batch = Support::Native;
         capabilities.ordering_key = given(self.ordering != Ordering::Unordered, Support::Native);
         capabilities.durable = true;
         capabilities.attempts = Attempts::AtLeast;
         capabilities.uncounted_release = true;
-        capabilities.lease = Lease::Connection;
+        // The group's session, which outlives connections.
+        capabilities.lease = Lease::Timed;
         capabilities.max_payload =
             Some(self.max_message_bytes - FOR_HEADERS.min(self.max_message_bytes / 2));
         capabilities.max_delay = Some(MAX_DELAY);

@@ -606,7 +606,7 @@ fn capabilities_are_what_the_configuration_can_do() {
     assert_eq!((plain.requeue, plain.batch), (Support::Emulated, Support::Native));
     assert_eq!((plain.ordering_key, plain.extend), (Support::None, Support::None));
     assert!(plain.durable && plain.uncounted_release && !plain.acks_confirmed);
-    assert_eq!((plain.attempts, plain.lease), (Attempts::AtLeast, Lease::Connection));
+    assert_eq!((plain.attempts, plain.lease), (Attempts::AtLeast, Lease::Timed));
     assert_eq!(
         (plain.max_payload, plain.max_delay),
         (Some(1_000_012 - (16 << 10)), Some(MAX_DELAY))
