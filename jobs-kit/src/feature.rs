@@ -14,6 +14,8 @@ pub enum Feature {
     Delay,
     /// Requeueing with a delay or with changed headers.
     Requeue,
+    /// Requeueing with changed headers, see [`Harness::changes_headers`](crate::Harness).
+    ChangedHeaders,
     /// Keeping jobs with equal ordering keys in order.
     OrderingKey,
     /// Extending a lease on request.
@@ -38,6 +40,9 @@ impl Feature {
         match self {
             Self::Delay => capabilities.delay.is_available(),
             Self::Requeue => capabilities.requeue.is_available(),
+            Self::ChangedHeaders => {
+                capabilities.requeue.is_available() && harness.changes_headers()
+            }
             Self::OrderingKey => capabilities.ordering_key.is_available(),
             Self::Extend => capabilities.extend.is_available(),
             Self::MaxLease => harness.with_max_lease(config.clone(), harness.max_lease()).is_some(),
@@ -52,7 +57,7 @@ impl Feature {
         match self {
             Self::Delay => push_refused(&fx, |m| m.with_delay(Duration::from_secs(1))).await,
             Self::OrderingKey => push_refused(&fx, |m| m.with_ordering_key("key")).await,
-            Self::Requeue => requeue_refused(&fx).await,
+            Self::Requeue | Self::ChangedHeaders => requeue_refused(&fx).await,
             Self::Extend => extend_refused(&fx).await,
             Self::MaxLease => Err(CaseError::ignored("leases of this configuration do not end")),
             Self::Capacity => Err(CaseError::ignored("this configuration has no full queue")),

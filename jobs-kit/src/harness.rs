@@ -73,6 +73,12 @@ pub trait Harness: Send + Sync + 'static {
         true
     }
 
+    /// True if a requeue may change the headers of a job. Where jobs are retried in place to keep their
+    /// order it may not, and must be refused. Default: true.
+    fn changes_headers(&self) -> bool {
+        true
+    }
+
     /// The lease that cases ask for: the shortest the configuration can have. Default: 1 s.
     fn max_lease(&self) -> Duration {
         Duration::from_secs(1)

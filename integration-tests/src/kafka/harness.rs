@@ -229,6 +229,10 @@ impl Harness for Kafka {
         self.partitions() == 1
     }
 
+    fn changes_headers(&self) -> bool {
+        self.kind != Kind::Key
+    }
+
     fn quiet(&self) -> Duration {
         Duration::from_millis(300)
     }

@@ -47,14 +47,14 @@ pub(super) fn cases() -> Vec<Case> {
             "a requeue with changes that is cut gives a duplicate at most, never a loss",
             |fx| requeues_are_never_lost(fx, Duration::ZERO),
         )
-        .needs(&[Feature::Fault(Fault::Cut), Feature::Requeue]),
+        .needs(&[Feature::Fault(Fault::Cut), Feature::ChangedHeaders]),
         Case::new(
             "reconnect::delayed_requeues_outlive_a_cut",
             &[5],
             "a requeue with a delay that is cut gives a duplicate at most, never a loss",
             |fx| requeues_are_never_lost(fx, Duration::from_millis(300)),
         )
-        .needs(&[Feature::Fault(Fault::Cut), Feature::Requeue, Feature::Delay]),
+        .needs(&[Feature::Fault(Fault::Cut), Feature::ChangedHeaders, Feature::Delay]),
         Case::new(
             "reconnect::unsettled_jobs_come_back",
             &[3, 7],

@@ -40,7 +40,7 @@ pub(super) fn cases() -> Vec<Case> {
             "changed headers travel with the requeued job",
             requeue_with_headers_travels,
         )
-        .needs(&[Feature::Requeue]),
+        .needs(&[Feature::ChangedHeaders]),
         Case::new(
             "settle::requeue_waits_for_its_delay",
             &[5],
