@@ -116,7 +116,12 @@ impl Gate {
     }
 
     /// The next `times` requests of this action suffer this; the others pass.
-    pub fn next(&self, chosen: &'static str, times: usize, deed: impl Fn() -> Deed + Send + 'static) {
+    pub fn next(
+        &self,
+        chosen: &'static str,
+        times: usize,
+        deed: impl Fn() -> Deed + Send + 'static,
+    ) {
         let mut left = times;
         self.rule(move |action, _| {
             if left == 0 || !action.starts_with(chosen) {
@@ -263,7 +268,8 @@ fn with_length(head: &[u8], body: &[u8]) -> Vec<u8> {
 }
 
 fn answer(status: u16, body: &Value) -> Vec<u8> {
-    let head = format!("HTTP/1.1 {status} Said\r\ncontent-type: application/x-amz-json-1.0\r\n\r\n");
+    let head =
+        format!("HTTP/1.1 {status} Said\r\ncontent-type: application/x-amz-json-1.0\r\n\r\n");
     with_length(head.as_bytes(), body.to_string().as_bytes())
 }
 

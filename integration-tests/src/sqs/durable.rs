@@ -44,7 +44,10 @@ async fn bare_client(fx: Fixture, servers: Arc<Servers>) -> CaseResult {
 }
 
 /// What was confirmed before the server was killed in the midst of it.
-async fn send_until_killed(server: &ElasticMq, url: &str) -> Result<BTreeSet<String>, jobs_kit::CaseError> {
+async fn send_until_killed(
+    server: &ElasticMq,
+    url: &str,
+) -> Result<BTreeSet<String>, jobs_kit::CaseError> {
     let operator = server.operator();
     let mut confirmed = BTreeSet::new();
     let mut flights = FuturesUnordered::new();
