@@ -1,0 +1,3 @@
+//! The SQS driver on the real service.
+
+fn main() {}
