@@ -29,9 +29,6 @@ use crate::topology::{Made, delays_of, find};
 /// than after the longest delay of the service.
 const LOOK: Duration = Duration::from_secs(300);
 
-/// How long a message is hidden while it is sent on.
-const VISIBILITY: Duration = Duration::from_secs(60);
-
 /// Where long delays are spent.
 pub(crate) struct Delays {
     link: Arc<Link>,
@@ -186,7 +183,7 @@ impl Delays {
         let request = self.link.polling()?.receive_message().queue_url(url);
         let request = request
             .max_number_of_messages(i32::try_from(FULL).unwrap_or(1))
-            .visibility_timeout(seconds(VISIBILITY))
+            .visibility_timeout(seconds(self.config.visibility_timeout))
             .wait_time_seconds(seconds(self.config.wait_time))
             .message_attribute_names("All");
         let answer = Box::pin(request.send()).await.map_err(|error| failed("receive", error))?;
@@ -194,8 +191,8 @@ impl Delays {
         if messages.is_empty() {
             return Ok(());
         }
-        // Half the time they are hidden for.
-        let deadline = Instant::now() + VISIBILITY / 2;
+        // Half the time they are hidden for: what is not sent on by then comes out again.
+        let deadline = Instant::now() + self.config.visibility_timeout / 2;
         let (mut handles, mut last, mut others) =
             ([const { Vec::new() }; 2], Vec::new(), Vec::new());
         for message in messages {

@@ -6,6 +6,7 @@ use aws_sdk_sqs::Client;
 use aws_sdk_sqs::config::retry::RetryConfig;
 use aws_sdk_sqs::config::timeout::TimeoutConfig;
 use aws_sdk_sqs::config::{BehaviorVersion, Config, Credentials, Region};
+use aws_sdk_sqs::error::ProvideErrorMetadata;
 use aws_sdk_sqs::types::{
     Message, MessageAttributeValue, MessageSystemAttributeName, QueueAttributeName,
 };
@@ -70,8 +71,10 @@ impl Raw {
 
 fn wrong(error: impl Into<aws_sdk_sqs::Error>) -> Error {
     let error = error.into();
-    let kind = match error {
-        aws_sdk_sqs::Error::QueueDoesNotExist(_) => ErrorKind::NotFound,
+    // Of some requests the client knows it by its code only.
+    let kind = match error.code() {
+        Some(code) if code.contains("QueueDoesNotExist") => ErrorKind::NotFound,
+        Some(code) if code.contains("NonExistentQueue") => ErrorKind::NotFound,
         _ => ErrorKind::Broker,
     };
     Error::new(kind, "operate").with_source(error)

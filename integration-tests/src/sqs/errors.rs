@@ -183,7 +183,7 @@ async fn a_queue_that_is_deleted(fx: Fixture, servers: Arc<Servers>) -> CaseResu
     operator.delete(super::harness::option(pipeline.config(), "queue")).await?;
     let answer = fx.within("a push", pipeline.push(fx.message("nowhere"))).await?;
     fx.expect_refused(answer, ErrorKind::NotFound)?;
-    pipeline.expect_state("the reason", |state| state.last_error.is_some()).await?;
+    fx.expect_refused(pipeline.state().await, ErrorKind::NotFound)?;
     pipeline.stop().await?;
     Ok(())
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use jobs_core::{Pipeline, Registry, Result, async_trait};
 use jobs_kit::{Fault, Harness};
+use serde_json::json;
 
 use crate::elasticmq::{ElasticMq, KEY, Operator, REGION, Servers, is_given};
 use crate::moto::Moto;
@@ -135,6 +136,11 @@ impl Harness for Sqs {
             .with_option("secret", KEY)
             // A stop waits for a request that is under way.
             .with_option("wait_time_seconds", 1);
+        // ElasticMQ takes no larger messages, and does not tell.
+        let pipeline = match self.place {
+            Place::Moto(_) => pipeline,
+            _ => pipeline.with_option("attributes", json!({ "MaximumMessageSize": 262_144 })),
+        };
         let pipeline = match self.kind {
             Kind::Standard => pipeline.with_option("queue", name),
             Kind::Fifo => pipeline
