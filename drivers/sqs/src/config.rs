@@ -68,9 +68,9 @@ pub struct SqsConfig {
     pub(crate) receivers: NonZeroUsize,
     /// Where rejected jobs go.
     pub(crate) dead_letter: Option<DeadLetter>,
-    /// How long one request may take, besides the time it is told to wait.
+    /// How long one request may take, besides connecting and the time it is told to wait.
     pub(crate) operation_timeout: Duration,
-    /// How long connecting may take, as part of that.
+    /// How long connecting may take.
     pub(crate) connect_timeout: Duration,
     /// How long a push may take.
     pub(crate) push_timeout: Duration,

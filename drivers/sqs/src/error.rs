@@ -7,7 +7,6 @@
 use std::error::Error as StdError;
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use aws_sdk_sqs::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_sqs::types::BatchResultErrorEntry;
@@ -151,13 +150,6 @@ pub(crate) fn closed(operation: &'static str) -> Error {
 /// The answer did not come in time.
 pub(crate) fn timed_out(operation: &'static str) -> Error {
     Error::new(ErrorKind::Timeout, operation).with_driver(NAME).transient()
-}
-
-/// Nobody answered a push in time. `trouble` is what went wrong last.
-pub(crate) fn too_late(limit: Duration, trouble: Option<String>) -> Error {
-    let trouble = trouble.map(|trouble| format!(": {trouble}")).unwrap_or_default();
-    timed_out("push")
-        .with_context(format!("no answer for {limit:?} (option `push_timeout`){trouble}"))
 }
 
 /// The right to a message ended, by this machine's clock.
@@ -342,14 +334,17 @@ fn verdict(code: &str, status: u16, message: &str) -> Verdict {
         "UnsupportedOperation" | "UnknownOperationException" | "InvalidAction" => {
             Verdict::is(Unsupported, "")
         }
-        "InvalidAttributeName" | "InvalidAttributeValue" => Verdict::is(Config, ""),
         "RequestTimeout" | "RequestTimeoutException" => Verdict::is(Timeout, "").unsure(),
         code if code.starts_with("KMS.") || code.starts_with("Kms") => {
             Verdict::is(Denied, "the key that encrypts the queue cannot be used")
         }
-        // Codes that say little.
-        _ if says("must be shorter than") || says("too long") => Verdict::is(PayloadTooLarge, ""),
+        // The codes of these differ, and say little: ElasticMQ's are those of an attribute.
+        _ if says("must be shorter than") || says("messagetoolong") => {
+            Verdict::is(PayloadTooLarge, "")
+        }
+        _ if says("invalidmessagecontents") => Verdict::is(InvalidMessage, ""),
         _ if says("receipt handle") || says("receipthandle") => Verdict::is(LeaseLost, ""),
+        "InvalidAttributeName" | "InvalidAttributeValue" => Verdict::is(Config, ""),
         _ => match status {
             301 | 302 | 307 | 308 => Verdict::is(Denied, REGION),
             401 | 403 => Verdict::is(Denied, ""),
@@ -464,6 +459,8 @@ mod tests {
                 "Long",
             ),
             (400, "InvalidParameterValue", shorter, PayloadTooLarge, final_, "262144"),
+            (400, "InvalidAttributeValue", "MessageTooLong", PayloadTooLarge, final_, "Long"),
+            (400, "InvalidAttributeValue", "InvalidMessageContents", InvalidMessage, final_, ""),
             (413, "", "", PayloadTooLarge, final_, "413"),
             (400, "ReceiptHandleIsInvalid", "", LeaseLost, final_, "Receipt"),
             (400, "AWS.SimpleQueueService.MessageNotInflight", "", LeaseLost, final_, "Inflight"),
