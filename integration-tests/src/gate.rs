@@ -106,6 +106,12 @@ impl Gate {
 
     /// Where clients connect.
     #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The same, as an endpoint.
+    #[must_use]
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
@@ -200,8 +206,7 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener) {
 /// A connection of a client, and the one to the server that belongs to it.
 async fn serve(shared: &Shared, mut client: TcpStream) -> io::Result<()> {
     client.set_nodelay(true)?;
-    let mut server = TcpStream::connect(shared.target).await?;
-    server.set_nodelay(true)?;
+    let mut server = None;
     let mut from_client = Vec::new();
     let mut from_server = Vec::new();
     while let Some(request) = read_one(&mut client, &mut from_client).await? {
@@ -217,12 +222,16 @@ async fn serve(shared: &Shared, mut client: TcpStream) -> io::Result<()> {
             }
             _ => {}
         }
+        let server = match &mut server {
+            Some(server) => server,
+            none => none.insert(connect(shared.target).await?),
+        };
         match changed {
             Some(body) => server.write_all(&with_length(head, &body)).await?,
             None => server.write_all(&request).await?,
         }
         let answered = tokio::select! {
-            answered = read_one(&mut server, &mut from_server) => answered?,
+            answered = read_one(server, &mut from_server) => answered?,
             // Nobody waits for the answer any more, and the server is to know that.
             _ = client.readable() => return Ok(()),
         };
@@ -240,6 +249,12 @@ async fn serve(shared: &Shared, mut client: TcpStream) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+async fn connect(target: SocketAddr) -> io::Result<TcpStream> {
+    let server = TcpStream::connect(target).await?;
+    server.set_nodelay(true)?;
+    Ok(server)
 }
 
 /// The next request or answer, whole; none if the other side closes before it.

@@ -8,6 +8,7 @@ mod foreign;
 mod harness;
 mod hops;
 mod limits;
+mod live;
 mod permissions;
 mod shown;
 
@@ -52,6 +53,28 @@ pub fn suite() -> Suite {
     let suite = add(suite, "prefetch_1", Sqs::prefetch_1, &[]);
     let moto = Arc::new(OnceMoto::default());
     suite.configuration("moto", move || Sqs::moto(&moto))
+}
+
+/// The kit's cases on the queue of the real service that the environment names, if it does. What
+/// depends on figures, which that tells late, is left out.
+pub fn live_suite() -> Option<Suite> {
+    const CASES: &[&str] = &[
+        "abandon::",
+        "attempts::",
+        "auto_ack::",
+        "batch::",
+        "delay::",
+        "errors::",
+        "leases::",
+        "lifecycle::",
+        "ordering::",
+        "push::",
+        "settle::",
+    ];
+    let queue = live::queue()?;
+    let suite = Suite::new().threads(NonZeroUsize::MIN);
+    let suite = suite.configuration("live", move || live::Live::new(&queue));
+    Some(suite.only("live", CASES))
 }
 
 /// A case that is given the servers.

@@ -5,6 +5,7 @@ mod backlog;
 pub(crate) mod beanstalk;
 pub(crate) mod local;
 pub(crate) mod memory;
+pub(crate) mod sqs;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};

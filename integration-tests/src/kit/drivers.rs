@@ -6,6 +6,7 @@ use std::sync::Arc;
 use integration_tests::amqp::{self, Amqp};
 use integration_tests::beanstalk::{self, Beanstalk};
 use integration_tests::beanstalkd::{Mode, Servers};
+use integration_tests::sqs::{self, Sqs};
 use jobs_core::{Capabilities, Pipeline};
 use jobs_kit::{Harness, Suite};
 
@@ -62,6 +63,14 @@ pub(crate) const DRIVERS: &[Driver] = &[
         harness: || Arc::new(Beanstalk::binlog(&Arc::new(Servers::new(Mode::Synced)))),
         shared: None,
         bench: bench::beanstalk::run,
+    },
+    Driver {
+        name: jobs_sqs::NAME,
+        capabilities: || planned(&jobs_sqs::constructor(), &[("region", "us-east-1")]),
+        suite: sqs::suite,
+        harness: || Arc::new(Sqs::standard(&Arc::default())),
+        shared: None,
+        bench: bench::sqs::run,
     },
 ];
 

@@ -157,7 +157,10 @@ impl Harness for Sqs {
 
     async fn clean_up(&self, pipeline: &Pipeline) -> Result<()> {
         let operator = self.operator().await?;
-        operator.delete(option(pipeline, "queue")).await?;
+        let queue = option(pipeline, "queue");
+        operator.delete(queue).await?;
+        // Where long delays were spent, if there were any.
+        operator.delete(&format!("{queue}-delays")).await?;
         match option(pipeline, "dead_letter") {
             "" => Ok(()),
             queue => operator.delete(queue).await,
