@@ -267,7 +267,8 @@ impl Floor {
         self.change(Change { token, handle, seconds: 0, purpose }, aftermath);
     }
 
-    /// Gives back those of a group that came after one that goes back.
+    /// Gives back those of a group that came after one that is back. Not sooner: there are servers that
+    /// then deliver them before it.
     fn give_back_later(&mut self, token: Token, aftermath: &mut Aftermath) {
         let Some(group) = self.leases.any(token).and_then(|lease| lease.group.clone()) else {
             return;
@@ -289,7 +290,6 @@ impl Floor {
             }
             _ => {
                 drop(job);
-                self.give_back_later(token, aftermath);
                 self.give_back(token, aftermath);
             }
         }
@@ -332,21 +332,26 @@ impl Desk {
     }
 
     async fn pause(&self, phase: Phase) -> Result<()> {
-        let inlet = self.on_floor(|floor, aftermath| {
+        let inlet = {
+            let mut floor = lock(&self.floor);
             if floor.phase != Phase::Closing {
                 floor.phase = phase;
             }
+            floor.inlet.clone()
+        };
+        self.changed.notify_waiters();
+        let answer = match inlet {
+            Some(inlet) => inlet.hold_and_release().await,
+            None => Ok(()),
+        };
+        // Those that came after a job a worker has.
+        self.on_floor(|floor, aftermath| {
             for (token, job) in floor.groups.take_waiting() {
                 drop(job);
                 floor.give_back(token, aftermath);
             }
-            floor.inlet.clone()
         });
-        self.changed.notify_waiters();
-        match inlet {
-            Some(inlet) => inlet.hold_and_release().await,
-            None => Ok(()),
-        }
+        answer
     }
 
     /// Gives back what workers still have, whose receipts mean nothing from now on.
@@ -361,16 +366,16 @@ impl Desk {
 
     /// Ends everything that is not a task.
     fn close(&self) {
-        let inlet = {
+        let (inlet, later, groups) = {
             let mut floor = lock(&self.floor);
             floor.phase = Phase::Closing;
             floor.dead = true;
-            floor.later.clear();
-            floor.inlet.take()
+            let later = std::mem::take(&mut floor.later);
+            (floor.inlet.take(), later, std::mem::take(&mut floor.groups))
         };
         self.changed.notify_waiters();
         // The lane is closed here, which calls back.
-        drop(inlet);
+        drop((inlet, later, groups));
     }
 
     pub(crate) fn is_closing(&self) -> bool {
@@ -553,7 +558,6 @@ impl Acknowledger for Desk {
     fn settle(&self, mut job: Unsettled, outcome: Outcome) -> Settling {
         let token = job.token;
         let rejected = outcome == Outcome::Reject;
-        let goes_back = matches!(outcome, Outcome::Requeue { .. } | Outcome::Release);
         let settled = self.on_floor(|floor, aftermath| {
             let lease = floor.leases.get(token, Instant::now());
             if floor.dead || lease.is_none_or(|lease| lease.settling) {
@@ -573,9 +577,6 @@ impl Acknowledger for Desk {
             };
             lease.settling = true;
             let (handle, since) = (lease.handle.clone(), Instant::now());
-            if goes_back {
-                floor.give_back_later(token, aftermath);
-            }
             if let Order::Return(seconds) = order {
                 let purpose = Purpose::Return { reply, since };
                 floor.change(Change { token, handle, seconds, purpose }, aftermath);
@@ -645,7 +646,6 @@ impl Acknowledger for Desk {
         self.on_floor(|floor, aftermath| {
             let lease = floor.leases.get(token, Instant::now());
             if !floor.dead && lease.is_some_and(|lease| !lease.settling) {
-                floor.give_back_later(token, aftermath);
                 floor.give_back(token, aftermath);
             }
         });

@@ -56,13 +56,12 @@ impl<T> Groups<T> {
         }
     }
 
-    /// The job goes back, to be delivered before the later ones: which those are. The last comes
-    /// first.
+    /// The job is back, to be delivered before the later ones: which those are.
     pub(crate) fn went_back(&mut self, group: &Arc<str>, token: Token) -> Vec<(Token, T)> {
         match self.groups.get(group) {
             Some(entry) if entry.first == token => {
                 let gone = self.groups.remove(group).map(|entry| entry.later);
-                gone.into_iter().flatten().rev().collect()
+                gone.into_iter().flatten().collect()
             }
             _ => Vec::new(),
         }
@@ -72,14 +71,14 @@ impl<T> Groups<T> {
     pub(crate) fn lapsed(&mut self, group: &Arc<str>, token: Token) -> Vec<(Token, T)> {
         let Some(entry) = self.groups.get_mut(group) else { return Vec::new() };
         match entry.later.iter().position(|(later, _)| *later == token) {
-            Some(place) => entry.later.drain(place..).rev().collect(),
+            Some(place) => entry.later.drain(place..).collect(),
             None => Vec::new(),
         }
     }
 
-    /// Takes out all that wait, the last of each group first.
+    /// Takes out all that wait.
     pub(crate) fn take_waiting(&mut self) -> Vec<(Token, T)> {
-        self.groups.values_mut().flat_map(|group| group.later.drain(..).rev()).collect()
+        self.groups.values_mut().flat_map(|group| group.later.drain(..)).collect()
     }
 }
 
@@ -117,7 +116,7 @@ mod tests {
         for token in 1..=4 {
             groups.admit(&a, token, ());
         }
-        assert_eq!(tokens(groups.lapsed(&a, 3)), [4, 3]);
+        assert_eq!(tokens(groups.lapsed(&a, 3)), [3, 4]);
         assert!(groups.went_back(&a, 2).is_empty(), "it waits");
         assert_eq!(tokens(groups.went_back(&a, 1)), [2]);
         assert_eq!(groups.admit(&a, 5, ()), Some(()));

@@ -24,6 +24,9 @@ use crate::health::{Health, describe};
 /// Bytes that servers and queues take which do not take as many as the service does now.
 const SMALLER_BATCH: usize = 256 * 1024;
 
+/// So long an answer to what is under way may come late: better than not to know.
+const GRACE: Duration = Duration::from_millis(250);
+
 /// Between attempts to send what was certainly not stored.
 const PAUSES: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
 
@@ -129,7 +132,11 @@ impl Sender {
                 true => error.maybe_stored(),
                 false => error,
             };
-            answers.push(match timeout_at(deadline, &mut answered).await {
+            let mut answer = timeout_at(deadline, &mut answered).await;
+            if answer.is_err() && progress.maybe_stored.load(Ordering::SeqCst) {
+                answer = timeout_at(deadline + GRACE, &mut answered).await;
+            }
+            answers.push(match answer {
                 Ok(Ok(answer)) => answer,
                 Ok(Err(_)) => Err(maybe(closed(operation))),
                 Err(_) => {
