@@ -3,12 +3,12 @@
 CARGO ?= cargo
 DIR ?= .
 # The drivers of `jobs` that link no system library, each of which must build alone.
-FEATURES := amqp beanstalk kafka local memory
+FEATURES := amqp beanstalk kafka local memory sqs
 # Tools that cargo does not bring are installed here, once, at this version.
 TOOLS := $(CURDIR)/.tools
 DENY := $(TOOLS)/cargo-deny-0.20.2
 # The networked drivers, whose tests start their brokers in containers.
-BROKERS := amqp beanstalk kafka
+BROKERS := amqp beanstalk kafka sqs
 
 .PHONY: help demo test check features docs audit images bench
 
@@ -51,6 +51,7 @@ $(DENY):
 
 images:
 	compose/images $(BROKERS)
+	compose/moto/install
 
 bench: images
 	$(CARGO) kit bench all

@@ -18,5 +18,7 @@ pub fn default_registry() -> Registry {
     registry.register(jobs_local::constructor()).expect("our drivers have different names");
     #[cfg(feature = "memory")]
     registry.register(jobs_memory::constructor()).expect("our drivers have different names");
+    #[cfg(feature = "sqs")]
+    registry.register(jobs_sqs::constructor()).expect("our drivers have different names");
     registry
 }

@@ -34,6 +34,9 @@ pub use jobs_local as local;
 /// [`dead_letters`](memory::MemoryConstructor::dead_letters).
 #[cfg(feature = "memory")]
 pub use jobs_memory as memory;
+/// The driver `sqs`: options, mapping and guarantees.
+#[cfg(feature = "sqs")]
+pub use jobs_sqs as sqs;
 pub use pipeline::PipelineHandle;
 pub use worker::{
     Context, Failure, HandlerError, Handlers, Inline, Json, Payload, Policy, Report, Worker,

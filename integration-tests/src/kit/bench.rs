@@ -6,6 +6,7 @@ pub(crate) mod beanstalk;
 pub(crate) mod kafka;
 pub(crate) mod local;
 pub(crate) mod memory;
+pub(crate) mod sqs;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};

@@ -7,6 +7,7 @@ use integration_tests::amqp::{self, Amqp};
 use integration_tests::beanstalk::{self, Beanstalk};
 use integration_tests::beanstalkd::{Mode, Servers};
 use integration_tests::kafka::{self, Kafka};
+use integration_tests::sqs::{self, Sqs};
 use jobs_core::{Capabilities, Pipeline};
 use jobs_kit::{Harness, Suite};
 
@@ -76,6 +77,14 @@ pub(crate) const DRIVERS: &[Driver] = &[
         harness: || Arc::new(Kafka::one(&Arc::default())),
         shared: None,
         bench: bench::kafka::run,
+    },
+    Driver {
+        name: jobs_sqs::NAME,
+        capabilities: || planned(&jobs_sqs::constructor(), &[("region", "us-east-1")]),
+        suite: sqs::suite,
+        harness: || Arc::new(Sqs::standard(&Arc::default())),
+        shared: None,
+        bench: bench::sqs::run,
     },
 ];
 

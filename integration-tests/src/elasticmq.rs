@@ -1,0 +1,211 @@
+//! ElasticMQ servers to test on.
+
+pub(crate) mod frames;
+mod operator;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jobs_core::{Error, ErrorKind, Result};
+use jobs_kit::{Container, Fault, Proxy, Ready};
+use testcontainers::{ContainerRequest, GenericImage};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::OnceCell;
+
+use crate::images::image;
+
+pub use frames::{action, answers};
+pub(crate) use operator::{KEY, REGION};
+pub use operator::{Operator, Raw, client};
+
+/// Where a server is that is not ours to start: `http://host:port`.
+const URL: &str = "JOBS_SQS_ENDPOINT";
+const PORT: u16 = 9324;
+/// What a start may take on a busy machine.
+const DEADLINE: Duration = Duration::from_secs(120);
+
+/// The servers of one configuration, each started when it is first asked for.
+#[derive(Debug, Default)]
+pub struct Servers {
+    shared: Arc<OnceCell<ElasticMq>>,
+    own: OnceCell<ElasticMq>,
+    proxied: OnceCell<ElasticMq>,
+}
+
+/// One server, behind a proxy if it is to be disturbed.
+#[derive(Debug)]
+pub struct ElasticMq {
+    /// Without the proxy.
+    address: SocketAddr,
+    proxy: Option<Proxy>,
+    container: Option<Container>,
+}
+
+/// True if the server is somebody else's: it can be cut off, but not killed.
+#[must_use]
+pub fn is_given() -> bool {
+    std::env::var_os(URL).is_some()
+}
+
+impl Servers {
+    /// For another configuration, which has the shared one in common with this.
+    #[must_use]
+    pub fn sibling(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared), ..Self::default() }
+    }
+
+    /// The one that cases share.
+    ///
+    /// # Errors
+    /// If it does not start.
+    pub async fn shared(&self) -> Result<&ElasticMq> {
+        self.shared.get_or_try_init(|| ElasticMq::start(false)).await
+    }
+
+    /// The one that is disturbed and killed, by one case at a time.
+    ///
+    /// # Errors
+    /// If it does not start.
+    pub async fn own(&self) -> Result<&ElasticMq> {
+        self.own.get_or_try_init(|| ElasticMq::start(true)).await
+    }
+
+    /// The shared one behind a proxy, for faults of the network: starting another takes long.
+    ///
+    /// # Errors
+    /// If it does not start.
+    pub async fn proxied(&self) -> Result<&ElasticMq> {
+        let proxied = async || {
+            let address = self.shared().await?.address;
+            let proxy = Some(proxy_before(address)?);
+            Ok(ElasticMq { address, proxy, container: None })
+        };
+        self.proxied.get_or_try_init(proxied).await
+    }
+}
+
+impl ElasticMq {
+    /// Starts one, with a proxy before it if it is to be disturbed.
+    ///
+    /// # Errors
+    /// The engine's, or it is not ready in time.
+    pub async fn start(disturbed: bool) -> Result<Self> {
+        let mut server = match std::env::var(URL) {
+            Ok(url) => Self::given(&url).await?,
+            Err(_) => Self::contain().await?,
+        };
+        if disturbed {
+            server.proxy = Some(proxy_before(server.address)?);
+        }
+        Ok(server)
+    }
+
+    async fn given(url: &str) -> Result<Self> {
+        let place = url.strip_prefix("http://").unwrap_or(url).trim_end_matches('/');
+        let mut found = tokio::net::lookup_host(place).await.map_err(|error| wrong(URL, error))?;
+        let address = found.next().ok_or_else(|| wrong(URL, "the host has no address"))?;
+        Ok(Self { address, proxy: None, container: None })
+    }
+
+    async fn contain() -> Result<Self> {
+        let request: ContainerRequest<GenericImage> = image("JOBS_ELASTICMQ_IMAGE")?.into();
+        let ready: Ready = Arc::new(|address| Box::pin(speaks_sqs(address)));
+        let container = Container::start(request, &[PORT], ready, DEADLINE).await;
+        let container = container.map_err(|error| {
+            let hint = format!("{error}: run `compose/images sqs`, or set {URL}");
+            Error::new(error.kind(), "start ElasticMQ").with_context(hint).with_source(error)
+        })?;
+        let address = container.address(PORT);
+        Ok(Self { address, proxy: None, container: Some(container) })
+    }
+
+    /// Where a driver connects: to the proxy, if there is one.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("http://{}", self.proxy.as_ref().map_or(self.address, Proxy::address))
+    }
+
+    /// Where it is itself.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The proxy before it.
+    ///
+    /// # Panics
+    /// If it is not one that is disturbed.
+    #[must_use]
+    pub fn proxy(&self) -> &Proxy {
+        self.proxy.as_ref().expect("a server that is disturbed has a proxy")
+    }
+
+    /// The bare client past the proxy, to look and to do what others do.
+    #[must_use]
+    pub fn operator(&self) -> Operator {
+        Operator::at(&format!("http://{}", self.address))
+    }
+
+    fn container(&self) -> Result<&Container> {
+        self.container.as_ref().ok_or_else(|| {
+            Error::new(ErrorKind::Unsupported, "control a server")
+                .with_context("it is somebody else's, or shared")
+        })
+    }
+
+    /// Begins a fault.
+    ///
+    /// # Errors
+    /// The engine's.
+    pub async fn begin(&self, fault: Fault) -> Result<()> {
+        match (fault, &self.container) {
+            (Fault::Kill, _) => self.container()?.kill().await,
+            (Fault::Stall, Some(container)) => container.pause().await,
+            _ => self.proxy().begin(fault).await,
+        }
+    }
+
+    /// Ends a fault.
+    ///
+    /// # Errors
+    /// The engine's, or it does not come back in time.
+    pub async fn end(&self, fault: Fault) -> Result<()> {
+        match (fault, &self.container) {
+            (Fault::Kill, _) => self.container()?.restart().await,
+            (Fault::Stall, Some(container)) => container.unpause().await,
+            _ => {
+                self.proxy().restore();
+                Ok(())
+            }
+        }
+    }
+}
+
+fn proxy_before(address: SocketAddr) -> Result<Proxy> {
+    Proxy::start_framed(address, frames::length).map_err(|error| wrong("start a proxy", error))
+}
+
+fn wrong(what: &'static str, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+    Error::new(ErrorKind::InvalidState, what).with_source(error)
+}
+
+/// Asks for the queues and expects an answer. By hand: a client would leave a task behind.
+async fn speaks_sqs(address: SocketAddr) -> Result<(), String> {
+    const QUESTION: &str = "POST / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\
+        content-type: application/x-amz-json-1.0\r\nx-amz-target: AmazonSQS.ListQueues\r\n\
+        content-length: 2\r\n\r\n{}";
+    let question = async {
+        let mut stream = TcpStream::connect(address).await?;
+        stream.write_all(QUESTION.as_bytes()).await?;
+        let mut answer = Vec::with_capacity(256);
+        stream.read_buf(&mut answer).await?;
+        std::io::Result::Ok(answer)
+    };
+    let answer = tokio::time::timeout(Duration::from_secs(5), question).await;
+    match answer.map_err(|_| "silence".to_owned())?.map_err(|error| error.to_string())? {
+        answer if answer.starts_with(b"HTTP/1.1 200 ") => Ok(()),
+        answer => Err(String::from_utf8_lossy(&answer).into_owned()),
+    }
+}
