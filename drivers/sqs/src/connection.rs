@@ -126,11 +126,12 @@ impl Clients {
             Some(endpoint) => builder.endpoint_url(endpoint),
             None => builder,
         };
+        let connecting = config.connect_timeout.min(config.operation_timeout);
         let within = |time: Duration| {
             TimeoutConfig::builder()
-                .connect_timeout(config.connect_timeout)
+                .connect_timeout(connecting)
                 // Connecting ends first: what was not sent is told apart from what was not answered.
-                .operation_attempt_timeout(time + config.connect_timeout)
+                .operation_attempt_timeout(time + connecting)
                 .build()
         };
         let polling = within(config.operation_timeout + config.wait_time);

@@ -175,23 +175,14 @@ impl Carrier for Requests {
             return waiting.drain(..count).collect();
         }
         let mut busy = lock(&self.busy);
-        let (mut batch, mut left, mut bytes) = (Vec::new(), VecDeque::new(), 0);
-        let (mut own, mut passed) = (HashSet::new(), HashSet::new());
-        for entry in waiting.drain(..) {
-            let group = entry.encoded.group().unwrap_or_default().to_owned();
-            let fits = batch.is_empty() || (batch.len() < FULL && bytes + entry.size <= limit);
-            if fits && !busy.contains(&group) && !passed.contains(&group) {
-                bytes += entry.size;
-                own.insert(group);
-                batch.push(entry);
-            } else {
-                // Nor may one of its group go before it.
-                passed.insert(group);
-                left.push_back(entry);
-            }
-        }
-        *waiting = left;
-        busy.extend(own);
+        let groups =
+            waiting.iter().map(|entry| (entry.encoded.group().unwrap_or_default(), entry.size));
+        let chosen = in_order(groups, &busy, limit);
+        // From the last, so that the places of the others stay what they are.
+        let mut batch: Vec<_> =
+            chosen.into_iter().rev().filter_map(|place| waiting.remove(place)).collect();
+        batch.reverse();
+        busy.extend(batch.iter().filter_map(|entry| entry.group_key(true)));
         batch
     }
 
@@ -205,6 +196,29 @@ impl Carrier for Requests {
             lock(&self.busy).retain(|group| !groups.contains(group));
         }
     }
+}
+
+/// Which go in one request to a FIFO queue: none of a group that has one under way, and none before an
+/// earlier one of its group.
+fn in_order<'a>(
+    entries: impl Iterator<Item = (&'a str, usize)>,
+    busy: &HashSet<String>,
+    limit: usize,
+) -> Vec<usize> {
+    let (mut chosen, mut bytes, mut passed) = (Vec::new(), 0, HashSet::new());
+    for (place, (group, size)) in entries.enumerate() {
+        let fits = chosen.is_empty() || bytes + size <= limit;
+        if fits && !busy.contains(group) && !passed.contains(group) {
+            bytes += size;
+            chosen.push(place);
+            if chosen.len() == FULL {
+                break;
+            }
+        } else {
+            passed.insert(group);
+        }
+    }
+    chosen
 }
 
 /// How many of these go in one request: ten, as far as the bytes allow, and one at least.
@@ -493,5 +507,16 @@ mod tests {
         assert_eq!(fit(&[30, 30, 41]), 2);
         assert_eq!(fit(&[500, 1]), 1, "one at least: the service says why not");
         assert_eq!(fit(&[]), 0);
+    }
+
+    #[test]
+    fn a_group_has_one_batch_under_way_and_keeps_its_order() {
+        let busy = HashSet::from(["busy".to_owned()]);
+        let choose =
+            |entries: &[(&'static str, usize)]| in_order(entries.iter().copied(), &busy, 100);
+        assert_eq!(choose(&[("a", 1), ("busy", 1), ("b", 1), ("a", 1)]), [0, 2, 3]);
+        assert_eq!(choose(&[("a", 90), ("b", 20), ("b", 1), ("c", 1)]), [0, 3], "b waits whole");
+        assert_eq!(choose(&[("a", 1); 25]).len(), 10);
+        assert_eq!(choose(&[("a", 200), ("b", 1)]), [0]);
     }
 }
