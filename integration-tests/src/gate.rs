@@ -81,8 +81,11 @@ pub struct Gate {
 struct Shared {
     target: SocketAddr,
     rule: Mutex<Option<Rule>>,
-    seen: Mutex<(BTreeMap<String, usize>, VecDeque<(String, Vec<u8>)>)>,
+    seen: Mutex<Requests>,
 }
+
+/// Requests: how many of each action, and the latest of them.
+type Requests = (BTreeMap<String, usize>, VecDeque<(String, Vec<u8>)>);
 
 impl Gate {
     /// A gate before `target` on a free port of the loopback interface, which lets everything pass.

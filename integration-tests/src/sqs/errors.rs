@@ -88,7 +88,8 @@ fn told(error: &Error) -> String {
 }
 
 async fn of_credentials(fx: Fixture, servers: Arc<Servers>) -> CaseResult {
-    let table: [(fn() -> Deed, &str); 6] = [
+    type Make = fn() -> Deed;
+    let table: [(Make, &str); 6] = [
         (
             || {
                 let message = "The security token included in the request is invalid.";

@@ -194,7 +194,8 @@ async fn while_all_credits_are_out(fx: Fixture, servers: Arc<Servers>) -> CaseRe
 }
 
 async fn broken(fx: Fixture, servers: Arc<Servers>) -> CaseResult {
-    let deeds: [(&str, fn() -> Deed); 4] = [
+    type Make = fn() -> Deed;
+    let deeds: [(&str, Make); 4] = [
         ("SendMessage", || Deed::refuse(500, "InternalError", "as the test wants it")),
         ("SendMessage", || Deed::DropAnswer),
         ("DeleteMessage", || Deed::Drop),
