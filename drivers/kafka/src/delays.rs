@@ -104,6 +104,11 @@ impl Delays {
         self.exists.store(true, Ordering::Release);
     }
 
+    /// It is not known to exist any more.
+    pub(crate) fn forget(&self) {
+        self.exists.store(false, Ordering::Release);
+    }
+
     /// Makes the topic unless it exists. True if it was not known before. Blocks.
     pub(crate) fn ensure(&self, config: &KafkaConfig, deadline: Instant) -> Result<bool> {
         let _making = lock(&self.making);

@@ -133,6 +133,52 @@ impl KafkaDriver {
         self.hub.publisher.begin(topic, partition, record, deadline).await
     }
 
+    /// Waits until a message is stored. One that certainly was not, because the client knew no such
+    /// topic, is pushed once more if there is one: it may have been made a moment ago.
+    async fn stored(
+        &self,
+        message: &Message,
+        answer: Result<oneshot::Receiver<Result<()>>>,
+        deadline: Instant,
+    ) -> Result<()> {
+        let error = match answer {
+            Ok(answer) => match publisher::confirmed(answer).await {
+                Ok(()) => return Ok(()),
+                Err(error) => error,
+            },
+            Err(error) => error,
+        };
+        let missing = error.kind() == ErrorKind::NotFound && !error.may_be_stored();
+        if !missing || !self.is_there(message, deadline).await? {
+            return Err(error);
+        }
+        publisher::confirmed(self.begin(message, deadline).await?).await
+    }
+
+    /// Asks the broker for the topic and partition of a message. That of the delays will be made again
+    /// if somebody has deleted it.
+    async fn is_there(&self, message: &Message, deadline: Instant) -> Result<bool> {
+        let kafka = message.kafka();
+        let delays = self.hub.delays.as_ref().filter(|_| !message.delay().is_zero());
+        let chosen = kafka.map(|kafka| &kafka.topic).filter(|topic| !topic.is_empty());
+        let topic = delays.map(|delays| &delays.topic).or(chosen).or(self.hub.config.topic.as_ref());
+        let Some(topic) = topic.cloned() else { return Ok(false) };
+        let partition = kafka.and_then(|kafka| kafka.partition).filter(|_| delays.is_none());
+        // The producer's own client, which learns of it by this.
+        let producer = self.hub.publisher.producer("push")?;
+        let asked = connection::on_a_thread("push", deadline, move || {
+            use rdkafka::producer::Producer as _;
+            connection::partitions(producer.client(), &topic, deadline)
+        });
+        let found = asked.await.unwrap_or(0);
+        if let (Some(delays), 0) = (delays, found) {
+            delays.forget();
+            return Ok(true);
+        }
+        let found = i32::try_from(found).unwrap_or(i32::MAX);
+        Ok(partition.map_or(found > 0, |partition| partition < found))
+    }
+
     /// Does one thing after the other, until stopped.
     async fn in_turn<T>(
         &self,
@@ -174,11 +220,8 @@ impl Driver for KafkaDriver {
 
     async fn push(&self, message: Message) -> Result<()> {
         let deadline = Instant::now() + self.hub.config.push_timeout;
-        let stored = match self.begin(&message, deadline).await {
-            Ok(answer) => publisher::confirmed(answer).await,
-            Err(error) => Err(error),
-        };
-        stored.map_err(|error| self.named(error))
+        let answer = self.begin(&message, deadline).await;
+        self.stored(&message, answer, deadline).await.map_err(|error| self.named(error))
     }
 
     async fn push_batch(&self, messages: Vec<Message>) -> Vec<Result<()>> {
@@ -188,11 +231,8 @@ impl Driver for KafkaDriver {
             begun.push(self.begin(message, deadline).await);
         }
         let mut answers = Vec::with_capacity(begun.len());
-        for answer in begun {
-            let stored = match answer {
-                Ok(answer) => publisher::confirmed(answer).await,
-                Err(error) => Err(error),
-            };
+        for (message, answer) in messages.iter().zip(begun) {
+            let stored = self.stored(message, answer, deadline).await;
             answers.push(stored.map_err(|error| self.named(error)));
         }
         answers

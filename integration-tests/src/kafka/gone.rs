@@ -1,6 +1,7 @@
 //! Topics that an operator deletes.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use jobs_core::ErrorKind;
 use jobs_kit::{Case, CaseResult, Fixture};
@@ -24,6 +25,13 @@ pub(super) fn cases(brokers: &Arc<Brokers>) -> Vec<Case> {
             &[1],
             "a push to a topic that is gone is NotFound, and stores nothing",
             a_topic_at_a_push,
+        ),
+        case(
+            brokers,
+            "gone::the_topic_of_delays",
+            &[1],
+            "a delay topic that somebody has deleted is made again by the next delay",
+            the_topic_of_delays,
         ),
     ]
 }
@@ -67,5 +75,24 @@ async fn a_topic_at_a_push(fx: Fixture, brokers: Arc<Brokers>) -> CaseResult {
     operator.create_topic(&topic, 1).await?;
     pipeline.push_eventually(1).await?;
     assert_eq!(operator.watermarks(&topic, 0).await?.1, 1, "only what was pushed since");
+    Ok(())
+}
+
+async fn the_topic_of_delays(fx: Fixture, brokers: Arc<Brokers>) -> CaseResult {
+    let pipeline = fx.pipeline().await?;
+    let operator = brokers.shared().await?.operator();
+    let topic = format!("jobs-delay.{name}.{name}", name = pipeline.config().name());
+    for _ in 0..2 {
+        let message = fx.message("later").with_delay(Duration::from_millis(100));
+        let pushed = message.id().clone();
+        pipeline.push(message).await?;
+        ack_until_found(&pipeline, [pushed]).await?;
+        operator.delete_topics(vec![topic.clone()]).await?;
+        fx.eventually("it is gone", async || match operator.topics(&topic).await {
+            Ok(found) if found.is_empty() => Ok(()),
+            found => Err(format!("{found:?}")),
+        })
+        .await?;
+    }
     Ok(())
 }
