@@ -85,6 +85,12 @@ impl Sqs {
         Self::new(Place::Moto(Arc::clone(moto)), Kind::Standard, &[])
     }
 
+    /// A FIFO queue of another implementation.
+    #[must_use]
+    pub fn moto_fifo(moto: &Arc<OnceMoto>) -> Self {
+        Self::new(Place::Moto(Arc::clone(moto)), Kind::Fifo, &[])
+    }
+
     async fn server(&self) -> Result<Option<&ElasticMq>> {
         match &self.place {
             Place::Shared(servers) => servers.shared().await.map(Some),
