@@ -15,13 +15,13 @@ pub(crate) const FULL: usize = 10;
 /// Most requests under way.
 const MOST: usize = 16;
 
-/// With fewer requests under way one begins that is not full: whoever waits alone waits for nobody.
-const FEW: usize = 4;
-
 /// What becomes of things that wait.
 pub(crate) trait Carrier: Send + Sync + 'static {
     /// One of them. What dropping it does is what happens to those left at the end.
     type Item: Send + 'static;
+
+    /// With fewer requests under way one begins that is not full: whoever waits alone waits for nobody.
+    const FEW: usize;
 
     /// Takes out what goes in one request. None: nothing may go now, and what is under way is about to
     /// change that.
@@ -51,9 +51,9 @@ struct State<T> {
 
 impl<T> State<T> {
     /// True if one more request should begin beside `others`.
-    fn wants_more(&self, others: usize) -> bool {
+    fn wants_more(&self, others: usize, few: usize) -> bool {
         let unclaimed = self.waiting.len().saturating_sub(self.starting * FULL);
-        others < MOST && (unclaimed >= FULL || (unclaimed > 0 && others < FEW))
+        others < MOST && (unclaimed >= FULL || (unclaimed > 0 && others < few))
     }
 }
 
@@ -87,7 +87,7 @@ impl<C: Carrier> Coalescer<C> {
 
     fn launch(self: &Arc<Self>, state: &mut State<C::Item>) {
         while state.tasks.try_join_next().is_some() {}
-        while state.wants_more(state.flying) {
+        while state.wants_more(state.flying, C::FEW) {
             state.flying += 1;
             state.starting += 1;
             state.tasks.spawn_on(Arc::clone(self).fly(), &self.handle);
@@ -111,7 +111,7 @@ impl<C: Carrier> Coalescer<C> {
             };
             self.carrier.carry(batch).await;
             let mut state = self.lock();
-            if !state.wants_more(state.flying - 1) {
+            if !state.wants_more(state.flying - 1, C::FEW) {
                 self.land(&mut state);
                 return;
             }
@@ -202,6 +202,7 @@ mod tests {
 
     impl Carrier for Sizes {
         type Item = tokio::sync::oneshot::Sender<()>;
+        const FEW: usize = 4;
 
         fn cut(&self, waiting: &mut VecDeque<Self::Item>) -> Vec<Self::Item> {
             cut_ten(waiting)

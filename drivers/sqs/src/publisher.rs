@@ -27,6 +27,10 @@ const SMALLER_BATCH: usize = 256 * 1024;
 /// So long an answer to what is under way may come late: better than not to know.
 const GRACE: Duration = Duration::from_millis(250);
 
+/// For so long a FIFO queue knows a message again. Source: Amazon SQS, exactly-once processing: five
+/// minutes, of which an attempt takes some.
+const KNOWN_AGAIN: Duration = Duration::from_secs(240);
+
 /// Between attempts to send what was certainly not stored.
 const PAUSES: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
 
@@ -66,6 +70,8 @@ pub(crate) struct Entry {
     size: usize,
     operation: &'static str,
     progress: Arc<Progress>,
+    /// When it was sent first.
+    sent: Option<Instant>,
     /// None once it was answered.
     answer: Option<oneshot::Sender<Result<()>>>,
 }
@@ -122,7 +128,7 @@ impl Sender {
                     Arc::new(Progress { stopped: stopped.clone(), ..Progress::default() });
                 waiting.push((answered, Arc::clone(&progress)));
                 let size = encoded.size();
-                Entry { encoded, size, operation, progress, answer: Some(answer) }
+                Entry { encoded, size, operation, progress, sent: None, answer: Some(answer) }
             })
             .collect();
         self.coalescer.add(entries);
@@ -166,6 +172,7 @@ impl Sender {
 
 impl Carrier for Requests {
     type Item = Entry;
+    const FEW: usize = 4;
 
     fn cut(&self, waiting: &mut VecDeque<Entry>) -> Vec<Entry> {
         let limit = self.limit.load(Ordering::Relaxed);
@@ -331,7 +338,7 @@ impl Requests {
                 Err(error) => {
                     let late = group.is_some_and(|group| overtaken.contains(&group));
                     self.met(&error);
-                    if self.may_repeat(&error) && !late {
+                    if self.may_repeat(&error, &entry) && !late {
                         entry.failed(&error);
                         again.push_front(entry);
                     } else {
@@ -345,21 +352,25 @@ impl Requests {
 
     /// The request failed for all. Returns those to be sent again.
     fn fail(&self, chunk: Vec<Entry>, failure: &Failure) -> Vec<Entry> {
-        let error = failure.error("push");
-        if self.may_repeat(&error) {
-            chunk.iter().for_each(|entry| entry.failed(&error));
-            return chunk;
-        }
+        let mut again = Vec::new();
         for entry in chunk {
             let error = failure.error(entry.operation);
-            entry.fail(error);
+            // Not before one of its group that failed: `is_wanted` sees to that.
+            if self.may_repeat(&error, &entry) {
+                entry.failed(&error);
+                again.push(entry);
+            } else {
+                entry.fail(error);
+            }
         }
-        Vec::new()
+        again
     }
 
     /// What was certainly not stored may be sent again, and what the queue would know again.
-    fn may_repeat(&self, error: &Error) -> bool {
-        error.is_retryable() && (self.fifo || !error.may_be_stored())
+    fn may_repeat(&self, error: &Error, entry: &Entry) -> bool {
+        let uncertain = error.may_be_stored() || entry.progress.uncertain.load(Ordering::SeqCst);
+        let known = self.fifo && entry.sent.is_none_or(|sent| sent.elapsed() < KNOWN_AGAIN);
+        error.is_retryable() && (!uncertain || known)
     }
 
     fn met(&self, error: &Error) {
@@ -449,6 +460,7 @@ impl Entry {
     /// From now on it may be stored, unless its caller has gone.
     fn begin(&mut self) -> bool {
         let before = self.progress.maybe_stored.swap(true, Ordering::SeqCst);
+        self.sent.get_or_insert_with(Instant::now);
         let wanted = self.is_wanted_now();
         if !wanted {
             self.progress.maybe_stored.store(before, Ordering::SeqCst);
@@ -456,6 +468,7 @@ impl Entry {
         wanted
     }
 
+    /// False if its caller has gone.
     fn is_wanted_now(&self) -> bool {
         self.answer.as_ref().is_some_and(|answer| !answer.is_closed())
     }

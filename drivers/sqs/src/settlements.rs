@@ -86,6 +86,7 @@ pub(crate) struct Changes(pub(crate) Weak<Desk>);
 
 impl Carrier for Removals {
     type Item = Removal;
+    const FEW: usize = 2;
 
     fn cut(&self, waiting: &mut VecDeque<Removal>) -> Vec<Removal> {
         cut_ten(waiting)
@@ -189,6 +190,7 @@ fn removed(desk: &Desk, mut removal: Removal, answer: Result<()>) -> Option<Remo
 
 impl Carrier for Changes {
     type Item = Change;
+    const FEW: usize = 2;
 
     fn cut(&self, waiting: &mut VecDeque<Change>) -> Vec<Change> {
         cut_ten(waiting)

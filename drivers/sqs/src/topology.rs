@@ -7,6 +7,7 @@ use jobs_core::{Error, ErrorKind, Result};
 use crate::NAME;
 use crate::config::{DeadLetter, SqsConfig};
 use crate::error::{failed, lacks_permission};
+use crate::health::describe;
 
 /// The longest name of a queue. Source: the quotas of Amazon SQS.
 const LONGEST_NAME: usize = 80;
@@ -94,15 +95,20 @@ pub(crate) async fn find(client: &Client, name: &str, made: Option<Made>) -> Res
     };
     let may_exist = lacks_permission(&error);
     let error = failed("connect", error);
-    match made {
+    let created = match made {
         Some(made) if may_exist || error.kind() == ErrorKind::NotFound => {
             create(client, name, made).await
         }
-        _ if may_exist => Err(error.with_context(format!(
-            "these credentials may not ask where queue `{name}` is: set `queue_url`"
-        ))),
         _ => Err(error),
-    }
+    };
+    let hint = "these credentials may not ask where the queue is: if it exists, set its address (`queue_url`)";
+    created.map_err(|error| match may_exist && error.kind() == ErrorKind::Denied {
+        true => {
+            let context = format!("queue `{name}`: {hint}: {}", describe(&error));
+            Error::new(ErrorKind::Denied, "connect").with_driver(NAME).with_context(context)
+        }
+        false => error,
+    })
 }
 
 async fn create(client: &Client, name: &str, made: Made) -> Result<String> {
@@ -135,7 +141,12 @@ async fn max_message(client: &Client, url: &str) -> Result<Option<usize>> {
             Ok(bytes.and_then(|bytes| bytes.parse().ok()))
         }
         Err(error) if lacks_permission(&error) => Ok(None),
-        Err(error) => Err(failed("connect", error)),
+        Err(error) => {
+            let error = failed("connect", error);
+            let matters = matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Denied);
+            // Other servers may not know the attribute.
+            if matters || error.is_retryable() { Err(error) } else { Ok(None) }
+        }
     }
 }
 
