@@ -161,7 +161,8 @@ impl KafkaDriver {
         let kafka = message.kafka();
         let delays = self.hub.delays.as_ref().filter(|_| !message.delay().is_zero());
         let chosen = kafka.map(|kafka| &kafka.topic).filter(|topic| !topic.is_empty());
-        let topic = delays.map(|delays| &delays.topic).or(chosen).or(self.hub.config.topic.as_ref());
+        let topic =
+            delays.map(|delays| &delays.topic).or(chosen).or(self.hub.config.topic.as_ref());
         let Some(topic) = topic.cloned() else { return Ok(false) };
         let partition = kafka.and_then(|kafka| kafka.partition).filter(|_| delays.is_none());
         let mut found = self.learn_of(&topic, Instant::now()).await?;

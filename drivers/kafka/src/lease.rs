@@ -57,7 +57,7 @@ pub(crate) enum Accepted {
     /// It ended under an earlier owner.
     Finished,
     /// The partition begins anew: this lease is of no more use.
-    Backwards(Decoded),
+    Backwards,
 }
 
 /// What is known of a job that is not settled.
@@ -146,7 +146,7 @@ impl Lease {
         let mut core = lock(&self.core);
         let tried = match core.offsets.arrive(offset) {
             Arrival::Finished => return Accepted::Finished,
-            Arrival::Backwards => return Accepted::Backwards(decoded),
+            Arrival::Backwards => return Accepted::Backwards,
             Arrival::New(tried) => tried,
         };
         let Decoded { message, attempt } = decoded;

@@ -126,6 +126,8 @@ struct Partition {
     delay: Option<Delay>,
     /// It is being given up.
     revoked: bool,
+    /// Where it is to be fetched from, in place of where the client is.
+    seek: Option<Offset>,
     /// It was said that it is held up by the job at this offset.
     stuck_at: Option<i64>,
 }
@@ -166,6 +168,8 @@ pub(crate) struct Session {
     /// How often the offsets of what is to be taken were asked for in vain.
     asked: u32,
     subscribed_to_delays: bool,
+    /// Partitions were just taken: some of their records may be in the consumer's own queue.
+    fresh: bool,
     wakeups: Vec<Wakeup>,
     next_wake: Option<Instant>,
 }
@@ -186,6 +190,7 @@ impl Session {
             revocation: None,
             asked: 0,
             subscribed_to_delays: false,
+            fresh: false,
             wakeups: Vec::new(),
             next_wake: None,
         }
@@ -339,7 +344,7 @@ impl Session {
             {
                 return End::Broken(error);
             }
-            if let Err(error) = self.look_for_forgotten(consumer) {
+            if let Err(error) = self.seek(consumer) {
                 return End::Broken(error);
             }
             let worked = self.take_turns(paused);
@@ -355,7 +360,8 @@ impl Session {
     fn poll(&mut self, consumer: &Arc<BaseConsumer<Events>>) -> Result<()> {
         let mut empty = 0;
         // An answer may be `None` for an event that was dealt with.
-        while empty < 2 {
+        let enough = if std::mem::take(&mut self.fresh) { 16 } else { 2 };
+        while empty < enough {
             match consumer.poll(Duration::ZERO) {
                 None => empty += 1,
                 Some(Ok(message)) => {
@@ -454,6 +460,7 @@ impl Session {
             false => consumer.incremental_assign(&list),
         };
         answer.map_err(|found| error::failed("rebalance", &found))?;
+        self.fresh = true;
         for lease in leases {
             let queue = consumer.split_partition_queue(&lease.topic, lease.partition);
             let Some(mut queue) = queue else {
@@ -466,7 +473,14 @@ impl Session {
                 self.hub.delays.as_ref().is_some_and(|delays| *delays.topic == *lease.topic);
             lock(&self.control.leases).push(Arc::clone(&lease));
             let delay = is_delay.then(Delay::default);
-            self.partitions.push(Partition { queue, lease, delay, revoked: false, stuck_at: None });
+            self.partitions.push(Partition {
+                queue,
+                lease,
+                delay,
+                revoked: false,
+                seek: None,
+                stuck_at: None,
+            });
         }
         Ok(true)
     }
@@ -565,7 +579,7 @@ impl Session {
         for step in 0..count {
             let index = (self.turn + step) % count;
             let Partition { revoked, delay, .. } = &self.partitions[index];
-            worked |= match (revoked, delay) {
+            worked |= match (*revoked, delay) {
                 (true, _) => false,
                 (false, Some(_)) => self.move_on(index),
                 (false, None) if paused => false,
@@ -578,9 +592,11 @@ impl Session {
     /// Delivers what one partition has, as far as there are credits. True if it did.
     fn deliver_from(&mut self, index: usize) -> bool {
         let now = Instant::now();
+        let lease = Arc::clone(&self.partitions[index].lease);
         for count in 0..TURN {
-            // Another one, if the partition began anew.
-            let lease = Arc::clone(&self.partitions[index].lease);
+            if self.partitions[index].seek.is_some() {
+                return true;
+            }
             let Some(credit) = self.credit() else { return count > 0 };
             match lease.next(now, self.limits) {
                 Next::Fetch => {}
@@ -653,16 +669,17 @@ impl Session {
     /// Takes note of a record, and delivers it if it is a job and there is a credit for it.
     fn take(&mut self, index: usize, fetched: Fetched, credit: Option<Credit>) {
         let Fetched { offset, what } = fetched;
-        let lease = Arc::clone(&self.partitions[index].lease);
+        let Partition { lease, seek: None, .. } = &self.partitions[index] else {
+            // It comes again.
+            return;
+        };
+        let lease = Arc::clone(lease);
         match what {
             What::Job(decoded) => match (lease.accept(offset, decoded), credit) {
                 (Accepted::Finished | Accepted::Waits, _) => {}
                 (Accepted::Deliver(job), Some(credit)) => self.deliver(&lease, job, credit),
                 (Accepted::Deliver(job), None) => lease.put_back(job),
-                (Accepted::Backwards(decoded), credit) => {
-                    self.begin_anew(index);
-                    self.take(index, Fetched { offset, what: What::Job(decoded) }, credit);
-                }
+                (Accepted::Backwards, _) => self.begin_anew(index, Offset::Offset(offset)),
             },
             What::Delayed(waiting) => match lease.accept_other(offset) {
                 Arrival::Finished => {}
@@ -671,10 +688,7 @@ impl Session {
                         lock(&delay.failed).push_back(waiting);
                     }
                 }
-                Arrival::Backwards => {
-                    self.begin_anew(index);
-                    self.take(index, Fetched { offset, what: What::Delayed(waiting) }, credit);
-                }
+                Arrival::Backwards => self.begin_anew(index, Offset::Offset(offset)),
             },
             What::Foreign => {
                 tracing::warn!(
@@ -688,22 +702,28 @@ impl Session {
         }
     }
 
-    /// Begins partitions anew whose topic was deleted and made again.
-    fn look_for_forgotten(&mut self, consumer: &Arc<BaseConsumer<Events>>) -> Result<()> {
-        let is_forgotten =
-            |partition: &Partition| !partition.revoked && partition.lease.is_forgotten();
-        while let Some(index) = self.partitions.iter().position(is_forgotten) {
-            self.begin_anew(index);
-            let lease = &self.partitions[index].lease;
-            consumer
-                .seek(&lease.topic, lease.partition, Offset::Beginning, ANSWER)
-                .map_err(|found| error::failed("fetch", &found))?;
+    /// Begins partitions anew whose topic was deleted and made again, and fetches from where they begin.
+    fn seek(&mut self, consumer: &Arc<BaseConsumer<Events>>) -> Result<()> {
+        for index in 0..self.partitions.len() {
+            if self.partitions[index].revoked {
+                continue;
+            }
+            if self.partitions[index].lease.is_forgotten() {
+                self.begin_anew(index, Offset::Beginning);
+            }
+            let Partition { seek, lease, .. } = &mut self.partitions[index];
+            if let Some(from) = seek.take() {
+                consumer
+                    .seek(&lease.topic, lease.partition, from, ANSWER)
+                    .map_err(|found| error::failed("fetch", &found))?;
+            }
         }
         Ok(())
     }
 
-    /// The partition's offsets start over: the topic was made anew, or what was to be fetched is gone.
-    fn begin_anew(&mut self, index: usize) {
+    /// The partition's offsets start over: the topic was made anew, or what was to be fetched is gone. All from
+    /// there on is fetched again, because the former lease takes what it had with it.
+    fn begin_anew(&mut self, index: usize, from: Offset) {
         let former = Arc::clone(&self.partitions[index].lease);
         tracing::warn!(
             job.pipeline = %self.hub.pipeline, topic = %former.topic, partition = former.partition,
@@ -719,6 +739,7 @@ impl Session {
         drop(leases);
         let partition = &mut self.partitions[index];
         partition.lease = fresh;
+        partition.seek = Some(from);
         if let Some(delay) = &mut partition.delay {
             *delay = Delay::default();
         }
@@ -755,6 +776,9 @@ impl Session {
     fn move_on(&mut self, index: usize) -> bool {
         for count in 0..TURN {
             let partition = &mut self.partitions[index];
+            if partition.seek.is_some() {
+                return true;
+            }
             let lease = Arc::clone(&partition.lease);
             let Some(delay) = &mut partition.delay else { return false };
             let first = delay.first.take().or_else(|| lock(&delay.failed).pop_front());
