@@ -13,6 +13,7 @@ use jobs_kit::{Container, Fault, Ports, Proxy, Ready};
 use rdkafka::ClientConfig;
 use rdkafka::admin::AdminClient;
 use rdkafka::client::DefaultClientContext;
+use rdkafka::metadata::MetadataTopic;
 use testcontainers::{ContainerRequest, GenericImage, ImageExt};
 use tokio::sync::OnceCell;
 
@@ -320,7 +321,7 @@ async fn serves(address: SocketAddr) -> Result<(), String> {
     let asked = blocking(move || {
         let admin = admin(&address.to_string())?;
         let metadata = admin.inner().fetch_metadata(None, PATIENCE).map_err(failed)?;
-        let mut partitions = metadata.topics().iter().flat_map(|topic| topic.partitions());
+        let mut partitions = metadata.topics().iter().flat_map(MetadataTopic::partitions);
         match metadata.brokers().is_empty() || partitions.any(|partition| partition.leader() < 0) {
             true => Err(wrong("ask a broker", "it is not admitted yet")),
             false => Ok(()),
