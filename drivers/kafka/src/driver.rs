@@ -165,19 +165,33 @@ impl KafkaDriver {
             delays.map(|delays| &delays.topic).or(chosen).or(self.hub.config.topic.as_ref());
         let Some(topic) = topic.cloned() else { return Ok(false) };
         let partition = kafka.and_then(|kafka| kafka.partition).filter(|_| delays.is_none());
-        // The producer's own client, which learns of it by this.
-        let producer = self.hub.publisher.producer("push")?;
-        let asked = connection::on_a_thread("push", deadline, move || {
-            use rdkafka::producer::Producer as _;
-            connection::partitions(producer.client(), &topic, deadline)
-        });
-        let found = asked.await.unwrap_or(0);
+        let mut found = self.learn_of(&topic, Instant::now()).await?;
         if let (Some(delays), 0) = (delays, found) {
             delays.forget();
-            return Ok(true);
+            self.ensure_delays(deadline).await?;
+            found = self.learn_of(&topic, deadline).await?;
         }
         let found = i32::try_from(found).unwrap_or(i32::MAX);
         Ok(partition.map_or(found > 0, |partition| partition < found))
+    }
+
+    /// Asks for the partitions of a topic by the producer's own client, which learns of it by this. Once,
+    /// and again until the deadline while there are none.
+    async fn learn_of(&self, topic: &str, deadline: Instant) -> Result<usize> {
+        const LOOK: Duration = Duration::from_millis(50);
+        let (producer, topic) = (self.hub.publisher.producer("push")?, topic.to_owned());
+        let answer = Instant::now() + self.hub.config.connect_timeout;
+        connection::on_a_thread("push", deadline.max(answer), move || {
+            use rdkafka::producer::Producer as _;
+            loop {
+                match connection::partitions(producer.client(), &topic, deadline.max(answer)) {
+                    Ok(found) if found > 0 => return Ok(found),
+                    _ if Instant::now() >= deadline => return Ok(0),
+                    _ => std::thread::sleep(LOOK),
+                }
+            }
+        })
+        .await
     }
 
     /// Does one thing after the other, until stopped.

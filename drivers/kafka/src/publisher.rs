@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use jobs_core::{Error, Result};
+use jobs_core::{Error, ErrorKind, Result};
 use rdkafka::Message as _;
 use rdkafka::client::ClientContext;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
@@ -19,12 +19,15 @@ use tokio::sync::oneshot;
 
 use crate::codec::Record;
 use crate::config::KafkaConfig;
-use crate::connection::Reports;
+use crate::connection::{self, Reports};
 use crate::error;
 use crate::health::Health;
 
 /// How long a push waits before it asks a full producer again.
 const FULL: Duration = Duration::from_millis(5);
+
+/// How long a broker is waited for at a time while none is connected.
+const PROBE: Duration = Duration::from_secs(1);
 
 pub(crate) type Producer = ThreadedProducer<Confirms>;
 
@@ -71,6 +74,8 @@ pub(crate) struct Confirms {
     reports: Reports,
     /// It sends nothing any more.
     fatal: AtomicBool,
+    /// It has told that no broker is connected, and not been asked since.
+    cut_off: AtomicBool,
 }
 
 impl Confirms {
@@ -92,6 +97,9 @@ impl ClientContext for Confirms {
     fn error(&self, error: KafkaError, reason: &str) {
         if error::is_fatal(&error) {
             self.fatal.store(true, Ordering::Release);
+        }
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
+            self.cut_off.store(true, Ordering::Release);
         }
         self.reports.error(error, reason);
     }
@@ -123,6 +131,8 @@ pub(crate) struct Publisher {
     producer: RwLock<Option<Arc<Producer>>>,
     /// Threads that end former producers.
     retired: Mutex<Vec<JoinHandle<()>>>,
+    /// One of the pushes looks for a broker while none is connected, and the others wait for it.
+    looking: tokio::sync::Mutex<()>,
 }
 
 impl Publisher {
@@ -133,6 +143,7 @@ impl Publisher {
             health: Arc::clone(health),
             producer: RwLock::new(Some(Arc::new(producer))),
             retired: Mutex::default(),
+            looking: tokio::sync::Mutex::default(),
         })
     }
 
@@ -221,6 +232,7 @@ impl Publisher {
         record: Record,
         deadline: Instant,
     ) -> Result<oneshot::Receiver<Result<()>>> {
+        self.connected(&topic, deadline).await?;
         let (sender, answer) = oneshot::channel();
         let mut letter =
             Letter { topic, partition, record, report: Box::new(Report::Push(sender)) };
@@ -232,6 +244,44 @@ impl Publisher {
             };
             tokio::time::sleep(FULL).await;
         }
+    }
+
+    /// Waits until a broker is connected. What the client never had is certainly not stored, which it does
+    /// not say of what it could not send.
+    ///
+    /// # Errors
+    /// `Connection`, transient: none was until the deadline.
+    async fn connected(&self, topic: &Arc<str>, deadline: Instant) -> Result<()> {
+        let cut_off = |producer: &Producer| producer.context().cut_off.load(Ordering::Acquire);
+        if !cut_off(&*self.producer("push")?) {
+            return Ok(());
+        }
+        let look = async {
+            let _looking = self.looking.lock().await;
+            loop {
+                let producer = self.producer("push")?;
+                if !cut_off(&producer) {
+                    return Ok(());
+                }
+                let topic = Arc::clone(topic);
+                let until = deadline.min(Instant::now() + PROBE);
+                let asked = connection::on_a_thread("push", until, move || {
+                    let left = until.saturating_duration_since(Instant::now());
+                    let answer = producer.client().fetch_metadata(Some(&topic), left);
+                    if answer.is_ok() {
+                        producer.context().cut_off.store(false, Ordering::Release);
+                    }
+                    Ok(())
+                });
+                // Late, or no thread to be had: the next turn asks again.
+                drop(asked.await);
+            }
+        };
+        let missing = || {
+            let error = Error::new(ErrorKind::Connection, "push").transient();
+            error.with_context("no broker is connected")
+        };
+        tokio::time::timeout_at(deadline.into(), look).await.unwrap_or_else(|_| Err(missing()))
     }
 
     /// Sends what waits, at most until the deadline, and ends. Blocks.
@@ -266,7 +316,11 @@ pub(crate) enum SendError {
 }
 
 fn make(config: &KafkaConfig, health: &Arc<Health>) -> Result<Producer> {
-    let context = Confirms { reports: Reports::new(health), fatal: AtomicBool::new(false) };
+    let context = Confirms {
+        reports: Reports::new(health),
+        fatal: AtomicBool::new(false),
+        cut_off: AtomicBool::new(false),
+    };
     ThreadedProducer::<Confirms, NoCustomPartitioner>::from_config_and_context(
         &config.producer(),
         context,
