@@ -59,6 +59,9 @@ fn refusal(code: &str, message: &str) -> Value {
     json!({ "__type": format!("com.amazonaws.sqs#{code}"), "message": message })
 }
 
+/// Makes a deed each time it is asked.
+pub type MakeDeed = fn() -> Deed;
+
 /// Decides about a request: its action, and its body, which may be changed before it is forwarded.
 pub type Rule = Box<dyn FnMut(&str, &mut Value) -> Deed + Send>;
 
@@ -81,11 +84,16 @@ pub struct Gate {
 struct Shared {
     target: SocketAddr,
     rule: Mutex<Option<Rule>>,
-    seen: Mutex<Requests>,
+    log: Mutex<Log>,
 }
 
-/// Requests: how many of each action, and the latest of them.
-type Requests = (BTreeMap<String, usize>, VecDeque<(String, Vec<u8>)>);
+/// What came by.
+#[derive(Default)]
+struct Log {
+    counts: BTreeMap<String, usize>,
+    /// Actions and bodies.
+    last: VecDeque<(String, Vec<u8>)>,
+}
 
 impl Gate {
     /// A gate before `target` on a free port of the loopback interface, which lets everything pass.
@@ -98,7 +106,7 @@ impl Gate {
         let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
-        let shared = Arc::new(Shared { target, rule: Mutex::default(), seen: Mutex::default() });
+        let shared = Arc::new(Shared { target, rule: Mutex::default(), log: Mutex::default() });
         let listener = {
             let _entered = runtime.enter();
             TcpListener::from_std(listener)?
@@ -149,15 +157,19 @@ impl Gate {
     /// How many requests whose action begins so have come by.
     #[must_use]
     pub fn count(&self, action: &str) -> usize {
-        let seen = lock(&self.shared.seen);
-        seen.0.iter().filter(|(found, _)| found.starts_with(action)).map(|(_, count)| count).sum()
+        let log = lock(&self.shared.log);
+        log.counts
+            .iter()
+            .filter(|(found, _)| found.starts_with(action))
+            .map(|(_, count)| count)
+            .sum()
     }
 
     /// The requests whose action begins so, the last two thousand of all.
     #[must_use]
     pub fn seen(&self, action: &str) -> Vec<Seen> {
-        let seen = lock(&self.shared.seen);
-        let chosen = seen.1.iter().filter(|(found, _)| found.starts_with(action));
+        let log = lock(&self.shared.log);
+        let chosen = log.last.iter().filter(|(found, _)| found.starts_with(action));
         let read = |(action, body): &(String, Vec<u8>)| Seen {
             action: action.clone(),
             body: serde_json::from_slice(body).unwrap_or_default(),
@@ -168,12 +180,12 @@ impl Gate {
 
 impl Shared {
     fn note(&self, action: &str, body: &[u8]) {
-        let mut seen = lock(&self.seen);
-        *seen.0.entry(action.to_owned()).or_default() += 1;
-        if seen.1.len() == KEPT {
-            seen.1.pop_front();
+        let mut log = lock(&self.log);
+        *log.counts.entry(action.to_owned()).or_default() += 1;
+        if log.last.len() == KEPT {
+            log.last.pop_front();
         }
-        seen.1.push_back((action.to_owned(), body.to_vec()));
+        log.last.push_back((action.to_owned(), body.to_vec()));
     }
 
     /// What becomes of a request, and its body as it is forwarded if it was changed.

@@ -52,26 +52,18 @@ pub fn suite() -> Suite {
     let suite = add(suite, "fifo", Sqs::fifo, &[faults::cases, fifo::cases, limits::cases]);
     let suite = add(suite, "prefetch_1", Sqs::prefetch_1, &[]);
     let moto = Arc::new(OnceMoto::default());
-    let other = Arc::clone(&moto);
-    suite
-        .configuration("moto", move || Sqs::moto(&moto))
-        .only("moto", OF_A_SERVICE)
-        .configuration("moto_fifo", move || Sqs::moto_fifo(&other))
-        .only("moto_fifo", OF_A_SERVICE)
+    suite.configuration("moto", move || Sqs::moto(&moto)).only("moto", ON_MOTO)
 }
 
-/// The kit's cases that depend on what a service does. moto answers some tens of requests a second, which
-/// is too slow for those with many jobs.
-const OF_A_SERVICE: &[&str] = &[
+/// The kit's cases that depend on what a service does, and not on how fast it is: moto answers some tens of
+/// requests a second, which is too slow for many jobs, and for leases of a second.
+const ON_MOTO: &[&str] = &[
     "abandon::",
     "attempts::",
     "auto_ack::",
     "batch::",
     "delay::",
     "errors::",
-    "leases::",
-    "lifecycle::",
-    "ordering::",
     "push::",
     "settle::",
     "state::",
@@ -80,10 +72,11 @@ const OF_A_SERVICE: &[&str] = &[
 /// The kit's cases on the queue of the real service that the environment names, if it does. What
 /// needs many jobs is left out.
 pub fn live_suite() -> Option<Suite> {
+    let cases = [ON_MOTO, &["leases::", "lifecycle::", "ordering::"]].concat();
     let queue = live::queue()?;
     let suite = Suite::new().threads(NonZeroUsize::MIN);
     let suite = suite.configuration("live", move || live::Live::new(&queue));
-    Some(suite.only("live", OF_A_SERVICE))
+    Some(suite.only("live", &cases))
 }
 
 /// A case that is given the servers.

@@ -7,7 +7,7 @@ use jobs_kit::{Case, CaseError, CaseResult, Fixture};
 
 use super::{case, finish, gated};
 use crate::elasticmq::Servers;
-use crate::gate::Deed;
+use crate::gate::{Deed, MakeDeed};
 
 pub(super) fn cases(servers: &Arc<Servers>) -> Vec<Case> {
     vec![
@@ -68,7 +68,7 @@ pub(super) fn cases(servers: &Arc<Servers>) -> Vec<Case> {
 }
 
 /// What connecting answers when the service answers so.
-async fn connect(fx: &Fixture, servers: &Servers, deed: fn() -> Deed) -> Result<Error, CaseError> {
+async fn connect(fx: &Fixture, servers: &Servers, deed: MakeDeed) -> Result<Error, CaseError> {
     let (gate, config) = gated(fx, servers).await?;
     gate.rule(move |_, _| deed());
     let config = config.with_option("connect_timeout", "2s");
@@ -88,8 +88,7 @@ fn told(error: &Error) -> String {
 }
 
 async fn of_credentials(fx: Fixture, servers: Arc<Servers>) -> CaseResult {
-    type Make = fn() -> Deed;
-    let table: [(Make, &str); 6] = [
+    let table: [(MakeDeed, &str); 6] = [
         (
             || {
                 let message = "The security token included in the request is invalid.";
@@ -142,7 +141,7 @@ async fn of_credentials(fx: Fixture, servers: Arc<Servers>) -> CaseResult {
 }
 
 async fn throttled(fx: Fixture, servers: Arc<Servers>) -> CaseResult {
-    let table: [fn() -> Deed; 3] = [
+    let table: [MakeDeed; 3] = [
         || Deed::refuse(400, "ThrottlingException", "Rate exceeded"),
         || Deed::refuse(400, "RequestThrottled", "Request is throttled."),
         || Deed::refuse(403, "OverLimit", "Too many messages in flight"),

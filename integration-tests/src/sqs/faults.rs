@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::{case, finish, gated};
 use crate::elasticmq::Servers;
-use crate::gate::Deed;
+use crate::gate::{Deed, MakeDeed};
 
 /// In every kind of queue.
 pub(super) fn cases(servers: &Arc<Servers>) -> Vec<Case> {
@@ -76,7 +76,7 @@ pub(super) fn cases(servers: &Arc<Servers>) -> Vec<Case> {
             servers,
             "faults::releases",
             &[3],
-            "a release that was refused or lost is made again",
+            "a release that was refused is made again, and one that was lost loses nothing",
             releases,
         ),
         case(
@@ -134,7 +134,7 @@ fn skewed() -> Deed {
 }
 
 async fn sends_of_unknown_fate(fx: Fixture, servers: Arc<Servers>) -> CaseResult {
-    let deeds: [(fn() -> Deed, bool); 6] = [
+    let deeds: [(MakeDeed, bool); 6] = [
         (internal_error, false),
         (unavailable, false),
         (|| Deed::Drop, false),
@@ -247,7 +247,7 @@ async fn part_of_a_send(fx: Fixture, servers: Arc<Servers>) -> CaseResult {
     finish(&pipeline).await
 }
 
-async fn receives(fx: Fixture, servers: Arc<Servers>, deeds: &[fn() -> Deed]) -> CaseResult {
+async fn receives(fx: Fixture, servers: Arc<Servers>, deeds: &[MakeDeed]) -> CaseResult {
     let (gate, config) = gated(&fx, &servers).await?;
     let producer = fx.connect(config).await?;
     for (number, deed) in deeds.iter().enumerate() {
@@ -299,7 +299,7 @@ fn succeed(mut answer: Value) -> Value {
 }
 
 /// All that can happen to a request whose repetition does no harm.
-const HARMLESS: [fn() -> Deed; 7] = [
+const HARMLESS: [MakeDeed; 7] = [
     internal_error,
     unavailable,
     throttled,
@@ -403,7 +403,7 @@ async fn extensions(fx: Fixture, servers: Arc<Servers>) -> CaseResult {
     let (gate, config) = gated(&fx, &servers).await?;
     let pipeline = fx.start(config).await?;
     let others = [internal_error, throttled, || Deed::Drop, || Deed::DropAnswer];
-    for deed in others as [fn() -> Deed; 4] {
+    for deed in others as [MakeDeed; 4] {
         pipeline.push_numbered(1).await?;
         let held = pipeline.next().await?;
         let before = gate.count("ChangeMessageVisibility");
@@ -466,7 +466,7 @@ async fn a_stale_handle(fx: Fixture, servers: Arc<Servers>) -> CaseResult {
 async fn a_copy_of_unknown_fate(fx: Fixture, servers: Arc<Servers>) -> CaseResult {
     let (gate, config) = gated(&fx, &servers).await?;
     let pipeline = fx.start(config).await?;
-    let deeds: [fn() -> Deed; 4] =
+    let deeds: [MakeDeed; 4] =
         [internal_error, || Deed::Drop, || Deed::DropAnswer, || Deed::Silence];
     for (number, deed) in deeds.into_iter().enumerate() {
         let pushed = pipeline.push_numbered(1).await?;

@@ -9,7 +9,7 @@ use jobs_kit::{Case, CaseError, CaseResult, Fixture, TestPipeline};
 use super::harness::option;
 use super::{case, finish, gated};
 use crate::elasticmq::Servers;
-use crate::gate::Deed;
+use crate::gate::{Deed, MakeDeed};
 
 const JOBS: usize = 12;
 
@@ -205,7 +205,7 @@ async fn an_id_is_stored_once(fx: Fixture) -> CaseResult {
 async fn sends_of_unknown_fate(fx: Fixture, servers: Arc<Servers>) -> CaseResult {
     let (gate, config) = gated(&fx, &servers).await?;
     let pipeline = fx.start(config.with_option("push_timeout", "20s")).await?;
-    let deeds: [fn() -> Deed; 5] = [
+    let deeds: [MakeDeed; 5] = [
         || Deed::refuse(500, "InternalError", "as the test wants it"),
         || Deed::Drop,
         || Deed::DropAnswer,

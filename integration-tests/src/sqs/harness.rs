@@ -85,12 +85,6 @@ impl Sqs {
         Self::new(Place::Moto(Arc::clone(moto)), Kind::Standard, &[])
     }
 
-    /// A FIFO queue of another implementation.
-    #[must_use]
-    pub fn moto_fifo(moto: &Arc<OnceMoto>) -> Self {
-        Self::new(Place::Moto(Arc::clone(moto)), Kind::Fifo, &[])
-    }
-
     async fn server(&self) -> Result<Option<&ElasticMq>> {
         match &self.place {
             Place::Shared(servers) => servers.shared().await.map(Some),
@@ -181,6 +175,11 @@ impl Harness for Sqs {
 
     fn with_max_lease(&self, pipeline: Pipeline, max_lease: Duration) -> Option<Pipeline> {
         Some(pipeline.with_option("max_lease", format!("{}ms", max_lease.as_millis())))
+    }
+
+    /// The service counts seconds; one would be short on a busy machine.
+    fn max_lease(&self) -> Duration {
+        Duration::from_secs(2)
     }
 
     /// The service promises no order, and in a FIFO queue each job without a key is its own group.

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::harness::option;
 use super::{case, foreign, gated};
 use crate::elasticmq::{Operator, Servers};
-use crate::gate::{Deed, Gate};
+use crate::gate::{Deed, Gate, MakeDeed};
 
 /// What the service delays at most, in seconds.
 const NATIVE: u64 = 900;
@@ -194,8 +194,7 @@ async fn while_all_credits_are_out(fx: Fixture, servers: Arc<Servers>) -> CaseRe
 }
 
 async fn broken(fx: Fixture, servers: Arc<Servers>) -> CaseResult {
-    type Make = fn() -> Deed;
-    let deeds: [(&str, Make); 4] = [
+    let deeds: [(&str, MakeDeed); 4] = [
         ("SendMessage", || Deed::refuse(500, "InternalError", "as the test wants it")),
         ("SendMessage", || Deed::DropAnswer),
         ("DeleteMessage", || Deed::Drop),
