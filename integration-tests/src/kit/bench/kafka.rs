@@ -7,13 +7,13 @@ use std::collections::VecDeque;
 use std::hint::black_box;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::stream::{FuturesUnordered, StreamExt};
 use integration_tests::kafkad::Brokers;
 use jobs_core::{Driver, Job, Message, Pipeline, Queue, Registry};
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::message::{BorrowedMessage, Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
 use rdkafka::{ClientConfig, Message as _};
 use serde_json::json;
@@ -205,6 +205,17 @@ async fn fill(place: &Place, jobs: usize) {
     driver.stop().await.expect("stops");
 }
 
+/// The next record. That there is none may be said for an event of the client's own.
+fn next(consumer: &BaseConsumer) -> BorrowedMessage<'_> {
+    let start = Instant::now();
+    loop {
+        match consumer.poll(PATIENCE) {
+            Some(record) => return record.expect("fetched"),
+            None => assert!(start.elapsed() < PATIENCE, "one more"),
+        }
+    }
+}
+
 /// Both sides are watched from their first job on: what joining a group takes is the broker's.
 fn raw_consume(place: &Place) -> impl Side {
     let place = place.clone();
@@ -212,7 +223,7 @@ fn raw_consume(place: &Place) -> impl Side {
         let consumer = place.consumer();
         tokio::task::block_in_place(|| {
             for count in 0..jobs {
-                let record = consumer.poll(PATIENCE).expect("one more").expect("fetched");
+                let record = next(&consumer);
                 if count == 0 {
                     watch.restart();
                 }
@@ -284,7 +295,7 @@ fn raw_slow(place: &Place) -> impl Side {
         let consumer = place.consumer();
         tokio::task::block_in_place(|| {
             for count in 0..jobs {
-                let record = consumer.poll(PATIENCE).expect("one more").expect("fetched");
+                let record = next(&consumer);
                 if count == 0 {
                     watch.restart();
                 }
