@@ -123,6 +123,12 @@ fn expect_leases(desk: &Desk, batch: Vec<Removal>, failures: u32) -> Vec<Removal
         if !desk.holds(removal.token) || (failures >= LAST_FAILURE && desk.is_closing()) {
             desk.lost(removal.token);
         } else if failures > 0 && removal.since.elapsed() > desk.config.push_timeout {
+            if removal.uncertain {
+                // A request without an answer may yet be carried out: whoever got the job back now could
+                // neither run it again nor count on it.
+                desk.lost(removal.token);
+                continue;
+            }
             let error = Error::new(ErrorKind::Timeout, "settle").with_driver(NAME).transient();
             let trouble = desk.health.last_error().unwrap_or_default();
             let error = error.with_context(format!("not deleted within `push_timeout`: {trouble}"));
