@@ -206,12 +206,24 @@ pub(crate) fn create_topic(
             }
         }
     }
+    learn_of(admin.inner(), topic.name, deadline)
+}
+
+/// Waits until a client knows that a topic exists, and all its leaders. Blocks.
+///
+/// # Errors
+/// That of the last answer before the deadline, or `Timeout` if there are no leaders yet.
+pub(crate) fn learn_of<C: ClientContext>(
+    client: &Client<C>,
+    topic: &str,
+    deadline: Instant,
+) -> Result<()> {
     loop {
-        match partitions(admin.inner(), topic.name, deadline) {
+        match partitions(client, topic, deadline) {
             Ok(count) if count > 0 => return Ok(()),
             Err(error) if Instant::now() >= deadline => return Err(error),
             _ if Instant::now() >= deadline => {
-                let context = format!("topic {} has no leaders yet", topic.name);
+                let context = format!("topic {topic} has no leaders yet");
                 return Err(error::timed_out("create a topic").with_context(context));
             }
             _ => std::thread::sleep(LOOK),

@@ -109,13 +109,20 @@ impl Delays {
         self.exists.store(false, Ordering::Release);
     }
 
-    /// Makes the topic unless it exists. True if it was not known before. Blocks.
-    pub(crate) fn ensure(&self, config: &KafkaConfig, deadline: Instant) -> Result<bool> {
+    /// Makes the topic unless it exists, and sees to it that the producer knows it, which else takes it for
+    /// missing. True if it was not known before. Blocks.
+    pub(crate) fn ensure<C: ClientContext>(
+        &self,
+        producer: &Client<C>,
+        config: &KafkaConfig,
+        deadline: Instant,
+    ) -> Result<bool> {
         let _making = lock(&self.making);
         if self.exist() {
             return Ok(false);
         }
         connection::create_topic(config, &self.topic(config), deadline)?;
+        connection::learn_of(producer, &self.topic, deadline)?;
         self.found();
         Ok(true)
     }

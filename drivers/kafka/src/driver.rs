@@ -80,7 +80,8 @@ impl KafkaDriver {
         };
         let (delays, hub) = (Arc::clone(delays), Arc::clone(&self.hub));
         connection::on_a_thread("push", deadline, move || {
-            if delays.ensure(&hub.config, deadline)? {
+            let producer = hub.publisher.producer("push")?;
+            if delays.ensure(producer.client(), &hub.config, deadline)? {
                 hub.session.wake();
             }
             Ok(())

@@ -6,6 +6,7 @@ use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use jobs_core::{Capabilities, Error, Message};
+use rdkafka::producer::Producer as _;
 
 use crate::codec::{self, Record, Sender, Target};
 use crate::config::KafkaConfig;
@@ -164,7 +165,11 @@ impl Hub {
         };
         if let Some(delays) = self.delays.as_ref().filter(|_| waiting.iter().any(is_delayed)) {
             let deadline = Instant::now() + self.config.connect_timeout;
-            if let Err(error) = delays.ensure(&self.config, deadline) {
+            let made = self
+                .publisher
+                .producer("settle")
+                .and_then(|producer| delays.ensure(producer.client(), &self.config, deadline));
+            if let Err(error) = made {
                 self.health.met(&error);
                 for letter in waiting {
                     match is_delayed(&letter) {

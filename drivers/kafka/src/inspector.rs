@@ -53,6 +53,16 @@ impl Inspector {
         leases: &[Arc<Lease>],
         deadline: Instant,
     ) -> Result<Figures> {
+        let figures = self.ask(hub, leases, deadline);
+        if figures.is_err() {
+            // A client may not recover from a broker that was silent (librdkafka's issue 5301): the next
+            // question has another.
+            self.close();
+        }
+        figures
+    }
+
+    fn ask(&self, hub: &Hub, leases: &[Arc<Lease>], deadline: Instant) -> Result<Figures> {
         let client = self.client(hub)?;
         let count =
             |topic: &str, only: Option<&[i32]>| count(&client, topic, only, leases, deadline);
