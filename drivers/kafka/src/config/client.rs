@@ -47,7 +47,7 @@ impl KafkaConfig {
         client.set("socket.keepalive.enable", "true");
         client.time("socket.connection.setup.timeout.ms", self.setup_timeout);
         client.set("reconnect.backoff.ms", "100");
-        client.set("reconnect.backoff.max.ms", "10000");
+        client.set("reconnect.backoff.max.ms", "1000");
         client.set("topic.metadata.refresh.interval.ms", "30000");
         // A missing topic is told before a push runs out of time, and made by nobody but us.
         let propagation = Duration::from_secs(5).min(self.push_timeout / 2);

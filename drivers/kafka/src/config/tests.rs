@@ -75,7 +75,7 @@ fn defaults_are_those_documented() {
             ("socket.timeout.ms", "15000"),
             ("socket.connection.setup.timeout.ms", "10000"),
             ("reconnect.backoff.ms", "100"),
-            ("reconnect.backoff.max.ms", "10000"),
+            ("reconnect.backoff.max.ms", "1000"),
             ("topic.metadata.propagation.max.ms", "5000"),
             ("allow.auto.create.topics", "false"),
         ],
