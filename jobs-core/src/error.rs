@@ -127,6 +127,22 @@ impl Error {
         error
     }
 
+    /// The error and what caused it, each told once: for a text that no reporter of sources walks.
+    #[must_use]
+    pub fn with_sources(&self) -> String {
+        let mut text = self.to_string();
+        let mut source = std::error::Error::source(self);
+        while let Some(cause) = source {
+            let told = cause.to_string();
+            if !text.contains(&told) {
+                text.push_str(": ");
+                text.push_str(&told);
+            }
+            source = cause.source();
+        }
+        text
+    }
+
     /// Names the driver.
     #[must_use]
     pub fn with_driver(mut self, driver: &'static str) -> Self {

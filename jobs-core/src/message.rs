@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use uuid::Uuid;
 
-use crate::{Error, ErrorKind, Headers, Result};
+use crate::{Error, ErrorKind, Headers, Result, wire};
 
 /// The identity of a job, 1 to 255 bytes: a UUIDv7 unless the producer sets one.
 ///
@@ -281,20 +281,13 @@ impl Message {
 fn check_text(operation: &'static str, what: &str, text: &str) -> Result<()> {
     let problem = match text.len() {
         0 => "must not be empty".to_owned(),
-        1..=JobId::MAX_LEN => match control_character(text) {
+        1..=JobId::MAX_LEN => match wire::control_character(text) {
             None => return Ok(()),
             Some(c) => format!("must hold no control character, found {c:?}"),
         },
         len => format!("must have at most {} bytes, found {len}", JobId::MAX_LEN),
     };
     Err(Error::new(ErrorKind::InvalidMessage, operation).with_context(format!("{what} {problem}")))
-}
-
-fn control_character(text: &str) -> Option<char> {
-    // Nearly every text is plain ASCII. Looking at all bytes, without a way out, compiles to a few
-    // wide instructions.
-    let odd = text.bytes().fold(false, |odd, byte| odd | !matches!(byte, b' '..=b'~'));
-    if !odd { None } else { text.chars().find(|c| c.is_control()) }
 }
 
 fn round_up(delay: Duration) -> Duration {

@@ -4,6 +4,12 @@
 //! What this suite adds starts with `jobs-`, travels as an ordinary header, and means nothing to
 //! others. Encodings differ by broker and are described on the drivers' pages.
 
+mod headers;
+
+use crate::JobId;
+
+pub use headers::{read_headers, write_headers};
+
 /// The id of the job.
 pub const ID: &str = "rr_id";
 /// The name of the job, which selects its handler.
@@ -26,3 +32,30 @@ pub const FOREIGN_NAME: &str = "deduced_by_rr";
 pub const ATTEMPT: &str = "jobs-attempt";
 /// The ordering key.
 pub const ORDERING_KEY: &str = "jobs-ordering-key";
+
+/// True of names that mean something here, so that headers of users never bear them: they are neither
+/// written nor shown. Drivers may reserve more.
+#[must_use]
+pub fn is_reserved(name: &str) -> bool {
+    match name.as_bytes() {
+        [b'r', b'r', b'_', ..] => {
+            [ID, NAME, HEADERS, PIPELINE, DELAY, PRIORITY, AUTO_ACK].contains(&name)
+        }
+        [b'j', b'o', b'b', b's', b'-', ..] => [ATTEMPT, ORDERING_KEY].contains(&name),
+        _ => false,
+    }
+}
+
+/// True of what can be an id, a name, an ordering key or the name of a header: what
+/// [`Capabilities::admit`](crate::Capabilities::admit) asks of these.
+#[must_use]
+pub fn is_valid(text: &str) -> bool {
+    (1..=JobId::MAX_LEN).contains(&text.len()) && control_character(text).is_none()
+}
+
+pub(crate) fn control_character(text: &str) -> Option<char> {
+    // Nearly every text is plain ASCII. Looking at all bytes, without a way out, compiles to a few
+    // wide instructions.
+    let odd = text.bytes().fold(false, |odd, byte| odd | !matches!(byte, b' '..=b'~'));
+    if !odd { None } else { text.chars().find(|c| c.is_control()) }
+}

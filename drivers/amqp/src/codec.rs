@@ -1,7 +1,6 @@
 //! Messages as they travel: RoadRunner's headers, and whatever others send.
 
 mod foreign;
-mod json;
 #[cfg(test)]
 mod tests;
 
@@ -41,7 +40,10 @@ pub(crate) fn encode(
 ) -> BasicProperties {
     let text = |text: &str| AMQPValue::LongString(LongString::from(text));
     let priority = message.priority().unwrap_or(priority);
-    let headers = json::write(message.headers(), attempt);
+    let number = (attempt > 1).then(|| attempt.to_string());
+    let attempt = number.iter().map(|number| (wire::ATTEMPT, number.as_str()));
+    let headers = message.headers().iter().filter(|(name, _)| !is_reserved(name));
+    let headers = wire::write_headers(headers.chain(attempt));
     let table = BTreeMap::from([
         (wire::AUTO_ACK.into(), AMQPValue::Boolean(message.auto_ack())),
         (wire::DELAY.into(), AMQPValue::LongInt(whole_seconds(message.delay()))),
@@ -137,7 +139,8 @@ impl<'a> Found<'a> {
             wire::NAME => (self.known, self.name) = (true, foreign::text(value)),
             wire::HEADERS => {
                 self.known = true;
-                self.headers = foreign::bytes(value).and_then(json::read).unwrap_or_default();
+                self.headers =
+                    foreign::bytes(value).and_then(wire::read_headers).unwrap_or_default();
             }
             wire::PRIORITY => self.priority = foreign::number(value).unwrap_or_default(),
             wire::AUTO_ACK => self.auto_ack = foreign::boolean(value).unwrap_or_default(),
@@ -151,10 +154,10 @@ impl<'a> Found<'a> {
         let attempt = attempt.and_then(|(_, value)| value.parse().ok()).unwrap_or(1_u32).max(1);
         let redeliveries = u32::try_from(self.redeliveries.max(0)).unwrap_or(u32::MAX);
         self.add_others();
-        self.headers.retain(|(name, _)| is_valid(name) && !is_reserved(name));
+        self.headers.retain(|(name, _)| wire::is_valid(name) && !is_reserved(name));
 
-        let id = self.id.filter(|id| is_valid(id)).map_or_else(JobId::random, JobId::from);
-        let name = self.name.filter(|name| is_valid(name));
+        let id = self.id.filter(|id| wire::is_valid(id)).map_or_else(JobId::random, JobId::from);
+        let name = self.name.filter(|name| wire::is_valid(name));
         let name = name.map_or(Cow::Borrowed(wire::FOREIGN_NAME), Cow::Owned);
         let mut message = Message::known(id, name, body);
         if !self.headers.is_empty() {
@@ -178,33 +181,16 @@ impl<'a> Found<'a> {
     }
 }
 
-/// What [`Capabilities::admit`](jobs_core::Capabilities::admit) asks of ids and names.
-fn is_valid(text: &str) -> bool {
-    (1..=JobId::MAX_LEN).contains(&text.len()) && !text.chars().any(char::is_control)
-}
-
 /// Headers with a meaning between us, RoadRunner and the broker, which users neither set nor see.
 fn is_reserved(name: &str) -> bool {
     let stem =
         || name.strip_prefix("x-first-death-").or_else(|| name.strip_prefix("x-last-death-"));
     match name.as_bytes() {
-        [b'r', b'r', b'_', ..] => [
-            wire::ID,
-            wire::NAME,
-            wire::HEADERS,
-            wire::PIPELINE,
-            wire::DELAY,
-            wire::PRIORITY,
-            wire::AUTO_ACK,
-        ]
-        .contains(&name),
-        [b'j', b'o', b'b', b's', b'-', ..] => {
-            name == wire::ATTEMPT || name.starts_with(HOP_HEADER_PREFIX)
-        }
+        [b'j', b'o', b'b', b's', b'-', ..] if name.starts_with(HOP_HEADER_PREFIX) => true,
         [b'x', b'-', ..] => {
             ["x-death", DELIVERY_COUNT, "x-acquired-count"].contains(&name)
                 || stem().is_some_and(|of| ["exchange", "queue", "reason"].contains(&of))
         }
-        _ => false,
+        _ => wire::is_reserved(name),
     }
 }

@@ -34,7 +34,7 @@ impl Health {
 
     /// Something failed, and will be tried again.
     pub(crate) fn met(&self, error: &Error) {
-        self.lock().last_error = Some(describe(error));
+        self.lock().last_error = Some(error.with_sources());
     }
 
     pub(crate) fn last_error(&self) -> Option<String> {
@@ -54,13 +54,5 @@ impl Health {
 
     fn lock(&self) -> MutexGuard<'_, Troubles> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// An error with its source, for a text that no reporter walks.
-pub(crate) fn describe(error: &Error) -> String {
-    match std::error::Error::source(error) {
-        None => error.to_string(),
-        Some(source) => format!("{error}: {source}"),
     }
 }

@@ -27,7 +27,7 @@ use crate::codec::{fits, id_of};
 use crate::confirms::{Confirms, Key, Published, Verdict};
 use crate::connection::{Connections, Live, close, within};
 use crate::error::{closed, mapped, max_message_size, refuses};
-use crate::health::{Health, describe};
+use crate::health::Health;
 use crate::topology::{Side, Target, Topology};
 
 /// Publishes that wait for their confirms, and as many that wait for their turn. A window of 1,024
@@ -290,7 +290,7 @@ impl Worker {
                 Err(error) => {
                     let wait = patience.after_failure();
                     tracing::warn!(%error, ?wait, "cannot publish, trying again");
-                    self.health.cannot_publish(error.kind(), &describe(&error));
+                    self.health.cannot_publish(error.kind(), &error.with_sources());
                     if self.is_finished() {
                         return;
                     }

@@ -120,7 +120,7 @@ impl<'de> Visitor<'de> for EntriesVisitor {
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Headers, A::Error> {
         let mut headers = Headers::new();
         while let Some((name, value)) = list.next_element::<(String, String)>()? {
-            if !is_valid(&name) {
+            if !wire::is_valid(&name) {
                 return Err(A::Error::custom("no name of a header"));
             }
             headers.append(name, value);
@@ -177,7 +177,7 @@ fn envelope(body: &Bytes) -> Option<Decoded> {
     let text = body.strip_prefix(MARK)?;
     let end = text.iter().position(|byte| *byte == b'\n')?;
     let header: Header<'_> = serde_json::from_slice(&text[..end]).ok()?;
-    if !is_valid(&header.id) || !is_valid(&header.name) {
+    if !wire::is_valid(&header.id) || !wire::is_valid(&header.name) {
         return None;
     }
     let payload = body.slice(MARK.len() + end + 1..);
@@ -203,21 +203,16 @@ fn foreign(body: &Bytes) -> Message {
 
 /// What cannot be pushed again counts as missing.
 fn from_roadrunner(item: gob::Item) -> Message {
-    let id = is_valid(&item.id).then(|| JobId::from(item.id));
-    let name = match is_valid(&item.name) {
+    let id = wire::is_valid(&item.id).then(|| JobId::from(item.id));
+    let name = match wire::is_valid(&item.name) {
         true => Cow::Owned(item.name),
         false => Cow::Borrowed(wire::FOREIGN_NAME),
     };
-    let headers = item.headers.into_iter().filter(|(name, _)| is_valid(name));
+    let headers = item.headers.into_iter().filter(|(name, _)| wire::is_valid(name));
     Message::known(id.unwrap_or_else(JobId::random), name, item.payload)
         .with_headers(headers.collect())
         .with_priority(item.priority)
         .with_auto_ack(item.auto_ack)
-}
-
-/// What [`Capabilities::admit`](jobs_core::Capabilities::admit) asks of ids and names.
-fn is_valid(text: &str) -> bool {
-    (1..=JobId::MAX_LEN).contains(&text.len()) && !text.chars().any(char::is_control)
 }
 
 #[cfg(test)]

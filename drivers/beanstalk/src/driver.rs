@@ -5,7 +5,8 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use jobs_core::{
-    Capabilities, Driver, Error, ErrorKind, Inlet, Message, Pipeline, Result, State, async_trait,
+    Capabilities, Driver, Error, ErrorKind, Health, Inlet, Message, Pipeline, Result, State,
+    async_trait,
 };
 use tokio::sync::{Mutex, Notify};
 
@@ -15,7 +16,6 @@ use crate::config::{Address, BeanstalkConfig, whole_seconds};
 use crate::connection::{Connector, Put};
 use crate::consumer::Consumer;
 use crate::error::{Reply, timed_out};
-use crate::health::Health;
 use crate::pool::{Company, Crew, Losses, Watch};
 use crate::publisher::Publisher;
 use crate::strays::Strays;

@@ -10,7 +10,6 @@ mod driver;
 mod epoch;
 mod error;
 mod freshness;
-mod health;
 mod pool;
 mod publisher;
 mod reservations;

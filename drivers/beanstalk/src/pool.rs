@@ -13,13 +13,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
-use jobs_core::{Backoff, Error, Result};
+use jobs_core::{Backoff, Error, Health, Result};
 use tokio::sync::Notify;
 use tokio::time::timeout_at;
 
 use crate::connection::{Client, Connector};
 use crate::error::panicked;
-use crate::health::Health;
 
 /// A session that lasted so long was no failure to connect, as one that got something done.
 const LASTING: Duration = Duration::from_secs(1);
@@ -228,7 +227,7 @@ impl Crew {
 
     fn warn(&self, trouble: String) {
         let health = &self.company.health;
-        tracing::warn!(job.pipeline = %health.pipeline, trouble, "a thread is stuck");
+        tracing::warn!(job.pipeline = %health.pipeline(), trouble, "a thread is stuck");
         health.note(trouble);
     }
 

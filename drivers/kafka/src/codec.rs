@@ -12,7 +12,7 @@ use jobs_core::{Bytes, Headers, KafkaOptions, Message, wire};
 use rdkafka::message::{Header, OwnedHeaders};
 
 pub(crate) use detour::{Origin, Target, dead_letter, delayed, undelayed};
-use text::{header, is_reserved, is_valid, number, shown};
+use text::{header, is_reserved, number, shown};
 
 /// Further values of headers that have several: RoadRunner knows one for each name.
 const MORE_VALUES: &str = "jobs-headers";
@@ -93,7 +93,7 @@ fn encode_with(
     written = insert(written, wire::PIPELINE, pipeline);
     written = written.insert(Header { key: wire::PRIORITY, value: Some(&priority.to_le_bytes()) });
     // Without a key of its own a job lies where its id leads.
-    let shown = || headers.get(wire::ORDERING_KEY).filter(|key| is_valid(key));
+    let shown = || headers.get(wire::ORDERING_KEY).filter(|key| wire::is_valid(key));
     let key = message.ordering_key().or_else(shown);
     if key.is_some() {
         written = insert(written, wire::ID, message.id().as_str());
@@ -165,12 +165,14 @@ impl<'a> Found<'a> {
             wire::NAME => (self.known, self.name) = (true, Some(text())),
             wire::PIPELINE => self.known = true,
             wire::PRIORITY => (self.known, self.priority) = (true, number(value)),
-            wire::ID => (self.known, self.id) = (true, Some(text()).filter(|id| is_valid(id))),
+            wire::ID => {
+                (self.known, self.id) = (true, Some(text()).filter(|id| wire::is_valid(id)));
+            }
             wire::AUTO_ACK => self.auto_ack = text() == "true",
             wire::ATTEMPT => self.attempt = text().parse().unwrap_or_default(),
             METADATA => self.metadata = text(),
             MORE_VALUES => self.more = value,
-            name if !is_reserved(name) && is_valid(name) => {
+            name if !is_reserved(name) && wire::is_valid(name) => {
                 self.headers.push((name.to_owned(), shown(value)));
             }
             _ => {}
@@ -178,7 +180,8 @@ impl<'a> Found<'a> {
     }
 
     fn decoded<M: rdkafka::Message>(mut self, record: &M, keyed: bool) -> Decoded {
-        let key = record.key().and_then(|key| str::from_utf8(key).ok()).filter(|key| is_valid(key));
+        let key =
+            record.key().and_then(|key| str::from_utf8(key).ok()).filter(|key| wire::is_valid(key));
         let (id, ordering_key) = match (self.id, key) {
             (Some(id), key) => (Cow::Borrowed(id), key),
             (None, Some(key)) if self.known => (Cow::Borrowed(key), None),
@@ -190,7 +193,7 @@ impl<'a> Found<'a> {
         if let Some(key) = ordering_key.filter(|_| !keyed) {
             self.headers.push((wire::ORDERING_KEY.to_owned(), key.to_owned()));
         }
-        let name = match self.name.filter(|name| is_valid(name)) {
+        let name = match self.name.filter(|name| wire::is_valid(name)) {
             Some(name) => Cow::Owned(name.to_owned()),
             None => Cow::Borrowed(wire::FOREIGN_NAME),
         };

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use jobs_core::{Error, ErrorKind, Result};
+use jobs_core::{Error, ErrorKind, Health, Result};
 use rdkafka::TopicPartitionList;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::{Client, ClientContext};
@@ -17,7 +17,6 @@ use rdkafka::types::RDKafkaRespErr;
 
 use crate::config::KafkaConfig;
 use crate::error;
-use crate::health::Health;
 use crate::hub::lock;
 use crate::publisher::{Producer, Publisher};
 
@@ -56,9 +55,9 @@ impl ClientContext for Reports {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         match level {
             RDKafkaLogLevel::Info | RDKafkaLogLevel::Debug => {
-                tracing::debug!(job.pipeline = %self.health.pipeline, facility, "{message}");
+                tracing::debug!(job.pipeline = %self.health.pipeline(), facility, "{message}");
             }
-            _ => tracing::warn!(job.pipeline = %self.health.pipeline, facility, "{message}"),
+            _ => tracing::warn!(job.pipeline = %self.health.pipeline(), facility, "{message}"),
         }
     }
 
@@ -232,7 +231,7 @@ pub(crate) fn learn_of<C: ClientContext>(
 }
 
 fn admin(config: &KafkaConfig, topic: &Topic<'_>) -> Result<AdminClient<Reports>> {
-    let reports = Reports::new(&Arc::new(Health::new(topic.name.into())));
+    let reports = Reports::new(&Arc::new(Health::new(topic.name)));
     AdminClient::from_config_and_context(&config.client(), reports)
         .map_err(|found| error::failed("create a topic", &found))
 }

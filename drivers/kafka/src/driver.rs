@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use jobs_core::{
-    Capabilities, Driver, Error, ErrorKind, Inlet, Message, Pipeline, Result, State, async_trait,
+    Capabilities, Driver, Error, ErrorKind, Health, Inlet, Message, Pipeline, Result, State,
+    async_trait,
 };
 use rdkafka::producer::Producer as _;
 use tokio::sync::{Notify, oneshot};
@@ -15,7 +16,6 @@ use crate::config::KafkaConfig;
 use crate::connection;
 use crate::consumer::Consumer;
 use crate::error;
-use crate::health::Health;
 use crate::hub::{Hub, lock};
 use crate::inspector::Inspector;
 use crate::publisher::{self, Publisher};

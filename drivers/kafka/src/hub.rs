@@ -5,14 +5,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
-use jobs_core::{Capabilities, Error, Message};
+use jobs_core::{Capabilities, Error, Health, Message};
 use rdkafka::producer::Producer as _;
 
 use crate::codec::{self, Record, Sender, Target};
 use crate::config::KafkaConfig;
 use crate::delays::{self, Delays};
 use crate::error::closed;
-use crate::health::Health;
 use crate::publisher::{Letter, Publisher, SendError};
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -8,7 +8,6 @@ mod consumer;
 mod delays;
 mod driver;
 mod error;
-mod health;
 mod hub;
 mod inspector;
 mod keeper;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use jobs_core::{Error, ErrorKind, Result};
+use jobs_core::{Error, ErrorKind, Health, Result};
 use rdkafka::Message as _;
 use rdkafka::client::ClientContext;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
@@ -21,7 +21,6 @@ use crate::codec::Record;
 use crate::config::KafkaConfig;
 use crate::connection::{self, Reports};
 use crate::error;
-use crate::health::Health;
 
 /// How long a push waits before it asks a full producer again.
 const FULL: Duration = Duration::from_millis(5);
@@ -166,7 +165,7 @@ impl Publisher {
         if !Arc::ptr_eq(current, broken) {
             return Ok(Arc::clone(current));
         }
-        tracing::warn!(job.pipeline = %self.health.pipeline, "the producer ended: another takes its place");
+        tracing::warn!(job.pipeline = %self.health.pipeline(), "the producer ended: another takes its place");
         let fresh = Arc::new(make(&self.config, &self.health)?);
         let former = place.replace(Arc::clone(&fresh));
         drop(place);

@@ -3,7 +3,6 @@
 //! Bodies and attributes of type `String` are text without most control characters; what is not is
 //! written in another way that an attribute of ours tells. `rr_headers` is bytes and takes all.
 
-mod json;
 #[cfg(test)]
 mod tests;
 
@@ -173,7 +172,10 @@ impl Codec {
         }
         let delay = message.delay();
         let priority = message.priority().unwrap_or(self.priority);
-        let headers = json::write(message.headers(), &ours);
+        let headers = message.headers().iter().filter(|(name, _)| !is_reserved(name));
+        // What is ours comes last.
+        let ours = ours.iter().map(|(name, value)| (*name, value.as_str()));
+        let headers = wire::write_headers(headers.chain(ours));
         let mut attributes = Attributes::from([
             (wire::ID.to_owned(), text(id)),
             (wire::NAME.to_owned(), text(name)),
@@ -234,7 +236,7 @@ impl Codec {
         let header = |name| found.headers.iter().find(|(n, _)| n == name).map(|(_, value)| value);
         let attempt = header(wire::ATTEMPT).and_then(|text| text.parse::<u32>().ok());
         let attempt = attempt.unwrap_or(1).max(1).saturating_add(receives - 1);
-        let valid = |text: Option<&String>| text.filter(|text| is_valid(text)).cloned();
+        let valid = |text: Option<&String>| text.filter(|text| wire::is_valid(text)).cloned();
         let key = valid(header(wire::ORDERING_KEY));
         let id = valid(header(TRUE_ID)).or_else(|| valid(found.id.as_ref()));
         let id = id.or_else(|| valid(message.message_id.as_ref()));
@@ -253,7 +255,7 @@ impl Codec {
         if self.fifo {
             // A copy of what others sent has to stay in its group.
             let others = || group.clone().filter(|group| *group != self.group_of(&job));
-            if let Some(key) = key.or_else(others).filter(|key| is_valid(key)) {
+            if let Some(key) = key.or_else(others).filter(|key| wire::is_valid(key)) {
                 job = job.with_ordering_key(key);
             }
         }
@@ -281,7 +283,7 @@ impl Found {
             wire::ID => self.id = read_text(value),
             wire::NAME => self.name = read_text(value),
             wire::HEADERS => {
-                self.headers = read_bytes(value).and_then(json::read).unwrap_or_default();
+                self.headers = read_bytes(value).and_then(wire::read_headers).unwrap_or_default();
             }
             wire::PRIORITY => self.priority = read_text(value).and_then(number).unwrap_or_default(),
             wire::AUTO_ACK => {
@@ -303,7 +305,7 @@ impl Found {
                 self.headers.push((name, value));
             }
         }
-        self.headers.retain(|(name, _)| is_valid(name) && !is_reserved(name));
+        self.headers.retain(|(name, _)| wire::is_valid(name) && !is_reserved(name));
         Headers::from_iter(self.headers)
     }
 }
@@ -420,27 +422,8 @@ fn milliseconds(time: SystemTime) -> u64 {
     u64::try_from(since.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }
 
-/// What [`Capabilities::admit`](jobs_core::Capabilities::admit) asks of ids and names.
-fn is_valid(text: &str) -> bool {
-    (1..=JobId::MAX_LEN).contains(&text.len()) && !text.chars().any(char::is_control)
-}
-
 /// Headers with a meaning between us, RoadRunner and the service, which users neither set nor see.
 fn is_reserved(name: &str) -> bool {
-    const OURS: [&str; 13] = [
-        wire::ID,
-        wire::NAME,
-        wire::HEADERS,
-        wire::PIPELINE,
-        wire::DELAY,
-        wire::PRIORITY,
-        wire::AUTO_ACK,
-        wire::ATTEMPT,
-        wire::ORDERING_KEY,
-        BODY,
-        DUE,
-        TRUE_ID,
-        TRUE_NAME,
-    ];
-    OURS.contains(&name) || OF_SERVICE.contains(&name)
+    const OURS: [&str; 4] = [BODY, DUE, TRUE_ID, TRUE_NAME];
+    wire::is_reserved(name) || OURS.contains(&name) || OF_SERVICE.contains(&name)
 }

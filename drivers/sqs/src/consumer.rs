@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use jobs_core::{
-    Acknowledger, Capabilities, Credit, Delivery, Error, ErrorKind, Extending, Headers, Inlet,
-    Message, Outcome, Refusal, Result, Settling, Token, Unsettled, Wakeup,
+    Acknowledger, Capabilities, Credit, Delivery, Error, ErrorKind, Extending, Headers, Health,
+    Inlet, Message, Outcome, Refusal, Result, Settling, Token, Unsettled, Wakeup,
 };
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
@@ -25,7 +25,6 @@ use crate::connection::{Link, lock};
 use crate::delays::Hop;
 use crate::error::lease_lost;
 use crate::groups::Groups;
-use crate::health::Health;
 use crate::outbox::Outbox;
 use crate::settlements::{Change, Changes, Purpose, Removal, Removals, Reply};
 use crate::visibility::{Leases, whole_seconds};
@@ -491,7 +490,7 @@ impl Desk {
             inlet.withdraw(|token| over.contains(&token));
         }
         let trouble = "a lease ended before its job was settled";
-        tracing::warn!(job.pipeline = %self.health.pipeline, leases = over.len(), trouble);
+        tracing::warn!(job.pipeline = %self.health.pipeline(), leases = over.len(), trouble);
         self.health.note(trouble.to_owned());
     }
 
@@ -590,7 +589,7 @@ impl Acknowledger for Desk {
             Ok((settling, Some((Order::Delete, removal, details)))) => {
                 if rejected {
                     let discarded = self.discarded.fetch_add(1, Ordering::Relaxed) + 1;
-                    let (id, pipeline) = (details.0.id(), &self.health.pipeline);
+                    let (id, pipeline) = (details.0.id(), &self.health.pipeline());
                     tracing::warn!(job.id = %id, job.pipeline = %pipeline, discarded, "a rejected job is discarded");
                 }
                 self.removals.add([removal]);

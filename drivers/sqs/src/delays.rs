@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use aws_sdk_sqs::types::{DeleteMessageBatchRequestEntry, Message as Received};
-use jobs_core::{Backoff, Error, ErrorKind, Result};
+use jobs_core::{Backoff, Error, ErrorKind, Health, Result};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, OnceCell, watch};
 use tokio::time::{Instant, sleep};
@@ -21,7 +21,6 @@ use crate::codec::{Codec, Encoded};
 use crate::config::{LONGEST_NATIVE_DELAY, SqsConfig};
 use crate::connection::Link;
 use crate::error::{entry_failed, failed, timed_out};
-use crate::health::Health;
 use crate::publisher::Sender;
 use crate::topology::{Made, delays_of, find};
 
@@ -261,7 +260,7 @@ impl Delays {
 
 fn unavailable(operation: &'static str, error: &Error) -> Error {
     let context = "delays of more than 15 minutes need a queue of their own";
-    let why = crate::health::describe(error);
+    let why = error.with_sources();
     let again = Error::new(error.kind(), operation).with_driver(NAME);
     let again = again.with_context(format!("{context}: {why}"));
     if error.is_retryable() { again.transient() } else { again }

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use jobs_core::{
-    Capabilities, Driver, Error, ErrorKind, Inlet, Message, Pipeline, Result, State, async_trait,
+    Capabilities, Driver, Error, ErrorKind, Health, Inlet, Message, Pipeline, Result, State,
+    async_trait,
 };
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, Notify};
@@ -18,7 +19,6 @@ use crate::connection::{Directory, Link, lock};
 use crate::consumer::Consumer;
 use crate::delays::Delays;
 use crate::error::{closed, timed_out};
-use crate::health::Health;
 use crate::outbox::{Dead, Outbox};
 use crate::publisher::Sender;
 use crate::topology::{Figures, Topology};

@@ -10,7 +10,6 @@ mod delays;
 mod driver;
 mod error;
 mod groups;
-mod health;
 mod outbox;
 mod publisher;
 mod settlements;

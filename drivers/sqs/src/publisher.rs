@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use aws_sdk_sqs::Client;
 use aws_sdk_sqs::types::QueueAttributeName;
-use jobs_core::{Backoff, Error, ErrorKind, Result};
+use jobs_core::{Backoff, Error, ErrorKind, Health, Result};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout_at};
@@ -19,7 +19,6 @@ use crate::codec::Encoded;
 use crate::config::MAX_MESSAGE;
 use crate::connection::{Link, lock};
 use crate::error::{Failure, closed, entry_failed, failed, timed_out};
-use crate::health::{Health, describe};
 
 /// Bytes that servers and queues take which do not take as many as the service does now.
 const SMALLER_BATCH: usize = 256 * 1024;
@@ -377,7 +376,7 @@ impl Requests {
         self.health.met(error);
         let cut_off = matches!(error.kind(), ErrorKind::Connection | ErrorKind::Timeout);
         if error.is_retryable() {
-            let (kind, text) = (error.kind(), describe(error));
+            let (kind, text) = (error.kind(), error.with_sources());
             *lock(&self.trouble) = Some(Trouble { kind, text, cut_off });
         }
     }

@@ -7,7 +7,6 @@ use jobs_core::{Error, ErrorKind, Result};
 use crate::NAME;
 use crate::config::{DeadLetter, SqsConfig};
 use crate::error::{failed, lacks_permission};
-use crate::health::describe;
 
 /// The longest name of a queue. Source: the quotas of Amazon SQS.
 const LONGEST_NAME: usize = 80;
@@ -104,7 +103,7 @@ pub(crate) async fn find(client: &Client, name: &str, made: Option<Made>) -> Res
     let hint = "these credentials may not ask where the queue is: if it exists, set its address (`queue_url`)";
     created.map_err(|error| match may_exist && error.kind() == ErrorKind::Denied {
         true => {
-            let context = format!("queue `{name}`: {hint}: {}", describe(&error));
+            let context = format!("queue `{name}`: {hint}: {}", error.with_sources());
             Error::new(ErrorKind::Denied, "connect").with_driver(NAME).with_context(context)
         }
         false => error,

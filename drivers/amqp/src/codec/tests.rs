@@ -175,16 +175,6 @@ fn the_attempt_is_written_from_the_second_on_and_cannot_be_pushed() {
         assert_eq!(decoded.attempt, attempt);
         assert_eq!(entries(decoded.message.headers()), [("b", "c")]);
     }
-    assert_eq!(json::write(&Headers::new(), 1), b"{}");
-    assert_eq!(json::write(&Headers::new(), 2), br#"{"jobs-attempt":["2"]}"#);
-}
-
-#[test]
-fn names_are_written_once_in_the_order_of_their_first_value() {
-    let headers = [("b", "1"), ("a", "2"), ("b", "\"\n"), ("rr_id", "x"), ("rr_own", "3")];
-    let written = json::write(&headers.into_iter().collect(), 1);
-    let expected = r#"{"b":["1","\"\n"],"a":["2"],"rr_own":["3"]}"#;
-    assert_eq!(String::from_utf8(written).expect("text"), expected);
 }
 
 #[test]

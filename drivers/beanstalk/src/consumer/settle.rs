@@ -70,7 +70,7 @@ impl Hand<'_> {
     fn lapsed(&self, token: Token) {
         self.floor.withdraw(&[token]);
         let trouble = "the server ended a reservation: its time to run was over";
-        tracing::warn!(job.pipeline = %self.floor.company.health.pipeline, trouble, "a lease is lost");
+        tracing::warn!(job.pipeline = %self.floor.company.health.pipeline(), trouble, "a lease is lost");
         self.floor.company.health.note(trouble.to_owned());
     }
 

@@ -290,7 +290,7 @@ fn a_position_is_a_valid_id_whatever_the_topic() {
         None,
     );
     let message = decode(&long, false).message;
-    assert!(is_valid(message.id().as_str()), "{}", message.id());
+    assert!(wire::is_valid(message.id().as_str()), "{}", message.id());
     assert!(message.id().as_str().ends_with("-2147483647-9223372036854775807"));
 }
 

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use jobs_core::{JobId, wire};
+use jobs_core::wire;
 use rdkafka::message::Headers;
 
 use super::{METADATA, MORE_VALUES, detour};
@@ -17,32 +17,11 @@ pub(super) fn header<H: Headers>(headers: &H, index: usize) -> Option<(&str, Opt
     header.ok().flatten().map(|header| (header.key, header.value))
 }
 
-/// What [`Capabilities::admit`](jobs_core::Capabilities::admit) asks of ids, names and keys.
-pub(super) fn is_valid(text: &str) -> bool {
-    (1..=JobId::MAX_LEN).contains(&text.len())
-        && (text.bytes().all(|byte| matches!(byte, b' '..=b'~'))
-            || !text.chars().any(char::is_control))
-}
-
 /// Headers with a meaning between us and RoadRunner, which users neither set nor see.
 pub(super) fn is_reserved(name: &str) -> bool {
-    match name.as_bytes() {
-        [b'r', b'r', b'_', ..] => [
-            wire::ID,
-            wire::NAME,
-            wire::HEADERS,
-            wire::PIPELINE,
-            wire::DELAY,
-            wire::PRIORITY,
-            wire::AUTO_ACK,
-        ]
-        .contains(&name),
-        [b'j', b'o', b'b', b's', b'-', ..] => {
-            [wire::ATTEMPT, wire::ORDERING_KEY, MORE_VALUES, METADATA].contains(&name)
-                || detour::is_of_a_delay(name)
-        }
-        _ => false,
-    }
+    wire::is_reserved(name)
+        || name.starts_with("jobs-")
+            && ([MORE_VALUES, METADATA].contains(&name) || detour::is_of_a_delay(name))
 }
 
 /// A priority: eight bytes, the least significant first, as RoadRunner writes it; or decimal text.
@@ -67,6 +46,6 @@ pub(super) fn write_more(values: &[(&str, &str)]) -> String {
 pub(super) fn read_more(json: &[u8]) -> Vec<(String, String)> {
     let values: Vec<(Cow<'_, str>, Cow<'_, str>)> =
         serde_json::from_slice(json).unwrap_or_default();
-    let values = values.into_iter().filter(|(name, _)| is_valid(name) && !is_reserved(name));
+    let values = values.into_iter().filter(|(name, _)| wire::is_valid(name) && !is_reserved(name));
     values.map(|(name, value)| (name.into_owned(), value.into_owned())).collect()
 }

@@ -1,22 +1,14 @@
-//! The text of `rr_headers`: a JSON object of text to lists of text.
+//! The text of [`HEADERS`](super::HEADERS): a JSON object of text to lists of text.
 
 use std::fmt;
 
-use jobs_core::{Headers, wire};
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::is_reserved;
-
-/// Names stand in the order of their first value. The attempt is written from the second on.
-pub(super) fn write(headers: &Headers, attempt: u32) -> Vec<u8> {
-    if headers.is_empty() && attempt <= 1 {
-        return b"{}".to_vec();
-    }
-    let number = (attempt > 1).then(|| attempt.to_string());
-    let attempt = number.iter().map(|number| (wire::ATTEMPT, number.as_str()));
-    let written = headers.iter().filter(|(name, _)| !is_reserved(name)).chain(attempt);
-    let mut entries: Vec<_> = written.enumerate().collect();
+/// The text of [`HEADERS`](super::HEADERS). Names stand in the order of their first value.
+#[must_use]
+pub fn write_headers<'a>(entries: impl IntoIterator<Item = (&'a str, &'a str)>) -> Vec<u8> {
+    let mut entries: Vec<_> = entries.into_iter().enumerate().collect();
     entries.sort_unstable_by_key(|(index, (name, _))| (*name, *index));
     let mut names: Vec<_> = entries.chunk_by(|(_, (a, _)), (_, (b, _))| a == b).collect();
     names.sort_unstable_by_key(|values| values[0].0);
@@ -42,8 +34,10 @@ fn write_text(json: &mut Vec<u8>, text: &str) {
     serde_json::to_writer(json, text).expect("text into memory");
 }
 
-/// Reads what others write too: single values for lists, numbers for text, `null` for no headers.
-pub(super) fn read(json: &[u8]) -> Option<Vec<(String, String)>> {
+/// Reads the text of [`HEADERS`](super::HEADERS), also as others write it: single values for lists,
+/// numbers for text, `null` for no headers. `None` if it is no JSON object.
+#[must_use]
+pub fn read_headers(json: &[u8]) -> Option<Vec<(String, String)>> {
     if json == b"{}" {
         return Some(Vec::new());
     }
@@ -148,5 +142,20 @@ impl<'de> Visitor<'de> for &mut Values<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_written_once_in_the_order_of_their_first_value() {
+        assert_eq!(write_headers([]), b"{}");
+        let written = write_headers([("b", "1"), ("a", "2"), ("b", "\"\n")]);
+        assert_eq!(written, br#"{"b":["1","\"\n"],"a":["2"]}"#);
+        let read = [("b", "1"), ("b", "\"\n"), ("a", "2")];
+        let read = read.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        assert_eq!(read_headers(&written), Some(read.to_vec()));
     }
 }
