@@ -56,8 +56,8 @@ pub(crate) enum Accepted {
     Waits,
     /// It ended under an earlier owner.
     Finished,
-    /// The partition begins anew: this lease is of no more use.
-    Backwards,
+    /// The partition begins anew from this offset on: this lease is of no more use.
+    Backwards(i64),
 }
 
 /// What is known of a job that is not settled.
@@ -146,7 +146,7 @@ impl Lease {
         let mut core = lock(&self.core);
         let tried = match core.offsets.arrive(offset) {
             Arrival::Finished => return Accepted::Finished,
-            Arrival::Backwards => return Accepted::Backwards,
+            Arrival::Backwards(from) => return Accepted::Backwards(from),
             Arrival::New(tried) => tried,
         };
         let Decoded { message, attempt } = decoded;

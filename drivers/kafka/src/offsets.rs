@@ -71,8 +71,9 @@ pub(crate) enum Arrival {
     /// It ended under an earlier owner of the partition.
     Finished,
     /// Below one that was fetched before: the partition begins anew, because it was made again or
-    /// what was to be fetched is gone.
-    Backwards,
+    /// what was to be fetched is gone. Everything is to be fetched again from this offset on, from
+    /// which on something is not settled.
+    Backwards(i64),
 }
 
 /// The offsets of a partition since it was assigned. `T` is what is known of one that is unsettled.
@@ -93,7 +94,7 @@ impl<T> Offsets<T> {
     /// An offset was fetched. One that is new has to be [added](Self::add).
     pub(crate) fn arrive(&mut self, offset: i64) -> Arrival {
         if self.next.is_some_and(|next| offset < next) {
-            return Arrival::Backwards;
+            return Arrival::Backwards(self.base().map_or(offset, |base| base.min(offset)));
         }
         self.next = Some(offset + 1);
         match self.earlier.has_finished(offset) {
@@ -308,8 +309,20 @@ mod tests {
         assert_eq!(offsets.base(), None);
         assert_eq!(offsets.arrive(7), Arrival::New(None));
         offsets.add(7, 1);
-        assert_eq!(offsets.arrive(7), Arrival::Backwards);
-        assert_eq!(offsets.arrive(0), Arrival::Backwards);
+        assert_eq!(offsets.arrive(7), Arrival::Backwards(7));
+        assert_eq!(offsets.arrive(0), Arrival::Backwards(0));
         assert_eq!((offsets.base(), offsets.next(), offsets.span()), (Some(7), Some(8), 1));
+    }
+
+    #[test]
+    fn what_begins_anew_leaves_out_nothing_that_is_not_settled() {
+        let mut offsets = Offsets::new(Above::default());
+        for offset in 3..9 {
+            offsets.arrive(offset);
+            offsets.add(offset, 1);
+        }
+        assert!(offsets.finish(3).is_some() && offsets.finish(5).is_some());
+        assert_eq!(offsets.arrive(6), Arrival::Backwards(4));
+        assert_eq!(offsets.arrive(2), Arrival::Backwards(2));
     }
 }

@@ -168,8 +168,6 @@ pub(crate) struct Session {
     /// How often the offsets of what is to be taken were asked for in vain.
     asked: u32,
     subscribed_to_delays: bool,
-    /// Partitions were just taken: some of their records may be in the consumer's own queue.
-    fresh: bool,
     wakeups: Vec<Wakeup>,
     next_wake: Option<Instant>,
 }
@@ -190,7 +188,6 @@ impl Session {
             revocation: None,
             asked: 0,
             subscribed_to_delays: false,
-            fresh: false,
             wakeups: Vec::new(),
             next_wake: None,
         }
@@ -360,12 +357,11 @@ impl Session {
     fn poll(&mut self, consumer: &Arc<BaseConsumer<Events>>) -> Result<()> {
         let mut empty = 0;
         // An answer may be `None` for an event that was dealt with.
-        let enough = if std::mem::take(&mut self.fresh) { 16 } else { 2 };
-        while empty < enough {
+        while empty < 2 {
             match consumer.poll(Duration::ZERO) {
                 None => empty += 1,
                 Some(Ok(message)) => {
-                    // Fetched before its partition had a queue of its own.
+                    // None should come here, and none may be passed over.
                     let index = self.partitions.iter().position(|partition| {
                         *partition.lease.topic == *message.topic()
                             && partition.lease.partition == message.partition()
@@ -454,35 +450,38 @@ impl Session {
             self.leases += 1;
             leases.push(Lease::new(&self.hub, topic, partition, self.leases, above));
         }
+        let taken = leases
+            .into_iter()
+            .map(|lease| self.take_partition(consumer, lease))
+            .collect::<Result<Vec<_>>>()?;
         let fixed = !self.hub.config.partitions.is_empty();
         let answer = match fixed {
             true => consumer.assign(&list),
             false => consumer.incremental_assign(&list),
         };
         answer.map_err(|found| error::failed("rebalance", &found))?;
-        self.fresh = true;
-        for lease in leases {
-            let queue = consumer.split_partition_queue(&lease.topic, lease.partition);
-            let Some(mut queue) = queue else {
-                let context = format!("{} {} has no queue", lease.topic, lease.partition);
-                return Err(Error::new(ErrorKind::InvalidState, "rebalance").with_context(context));
-            };
-            let waker = Arc::clone(&self.hub);
-            queue.set_nonempty_callback(move || waker.session.wake());
-            let is_delay =
-                self.hub.delays.as_ref().is_some_and(|delays| *delays.topic == *lease.topic);
-            lock(&self.control.leases).push(Arc::clone(&lease));
-            let delay = is_delay.then(Delay::default);
-            self.partitions.push(Partition {
-                queue,
-                lease,
-                delay,
-                revoked: false,
-                seek: None,
-                stuck_at: None,
-            });
-        }
+        let leases = taken.iter().map(|partition| Arc::clone(&partition.lease));
+        lock(&self.control.leases).extend(leases);
+        self.partitions.extend(taken);
         Ok(true)
+    }
+
+    /// Gives a partition a queue of its own, before anything is fetched from it: the client leaves what it
+    /// has fetched by then in the consumer's queue, where it would come out of order.
+    fn take_partition(
+        &self,
+        consumer: &Arc<BaseConsumer<Events>>,
+        lease: Arc<Lease>,
+    ) -> Result<Partition> {
+        let Some(mut queue) = consumer.split_partition_queue(&lease.topic, lease.partition) else {
+            let context = format!("{} {} has no queue", lease.topic, lease.partition);
+            return Err(Error::new(ErrorKind::InvalidState, "rebalance").with_context(context));
+        };
+        let waker = Arc::clone(&self.hub);
+        queue.set_nonempty_callback(move || waker.session.wake());
+        let is_delay = self.hub.delays.as_ref().is_some_and(|delays| *delays.topic == *lease.topic);
+        let delay = is_delay.then(Delay::default);
+        Ok(Partition { queue, lease, delay, revoked: false, seek: None, stuck_at: None })
     }
 
     /// Where a partition is begun that the group has no offset for.
@@ -679,7 +678,7 @@ impl Session {
                 (Accepted::Finished | Accepted::Waits, _) => {}
                 (Accepted::Deliver(job), Some(credit)) => self.deliver(&lease, job, credit),
                 (Accepted::Deliver(job), None) => lease.put_back(job),
-                (Accepted::Backwards, _) => self.begin_anew(index, Offset::Offset(offset)),
+                (Accepted::Backwards(from), _) => self.begin_anew(index, Offset::Offset(from)),
             },
             What::Delayed(waiting) => match lease.accept_other(offset) {
                 Arrival::Finished => {}
@@ -688,7 +687,7 @@ impl Session {
                         lock(&delay.failed).push_back(waiting);
                     }
                 }
-                Arrival::Backwards => self.begin_anew(index, Offset::Offset(offset)),
+                Arrival::Backwards(from) => self.begin_anew(index, Offset::Offset(from)),
             },
             What::Foreign => {
                 tracing::warn!(
