@@ -19,7 +19,7 @@ help:
 	@echo 'make docs    the documentation, in target/doc'
 	@echo 'make audit   bans, licences and sources of dependencies'
 	@echo 'make images  the container engine and the images that the tests start brokers from'
-	@echo 'make bench   the drivers beside their bare clients'
+	@echo 'make bench   the drivers beside their bare clients, written to docs/benchmarks.md'
 
 demo:
 	$(CARGO) run --profile demo -p jobs --example quickstart -- $(DIR)
@@ -54,4 +54,4 @@ images:
 	compose/moto/install
 
 bench: images
-	$(CARGO) kit bench all
+	$(CARGO) kit bench all --page docs/benchmarks.md

@@ -6,14 +6,18 @@ pub(crate) mod beanstalk;
 pub(crate) mod kafka;
 pub(crate) mod local;
 pub(crate) mod memory;
+mod report;
 pub(crate) mod sqs;
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use jobs_core::{Bytes, Message};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::runtime::{Builder, Runtime};
+
+use report::say;
 
 /// Pairs of runs; the ratio is the median of theirs.
 const PAIRS: usize = 5;
@@ -69,10 +73,13 @@ struct Line {
 trait Side: AsyncFn(usize, &mut Stopwatch) {}
 impl<S: AsyncFn(usize, &mut Stopwatch)> Side for S {}
 
-/// Runs the benchmarks of a driver, or of all.
-pub(crate) fn run(driver: &str) -> Result<ExitCode, String> {
+/// Runs the benchmarks of a driver, or of all, and writes them to a page if one is named.
+pub(crate) fn run(driver: &str, page: Option<&Path>) -> Result<ExitCode, String> {
     for driver in crate::drivers::select(driver)? {
         (driver.bench)();
+    }
+    if let Some(page) = page {
+        report::write(page, &format!("cargo kit bench {driver} --page {}", page.display()))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -91,14 +98,14 @@ fn share(jobs: usize, count: usize, index: usize) -> usize {
 
 /// Compares two ways to move `line.jobs` messages, and prints the line.
 fn compare(line: &Line, raw: impl Side, driver: impl Side) {
-    println!("{}", measured(line, &raw, &driver));
+    say(measured(line, &raw, &driver));
 }
 
 /// As [`compare`], with the allocations beyond those of the bare client, per job.
 fn compare_allocations(line: &Line, raw: impl Side, driver: impl Side) {
     let measured = measured(line, &raw, &driver);
     let more = allocations(&driver, line.jobs) - allocations(&raw, line.jobs);
-    println!("{measured} allocs={:.2}", more / line.jobs as f64);
+    say(format!("{measured} allocs={:.2}", more / line.jobs as f64));
 }
 
 fn measured(line: &Line, raw: &impl Side, driver: &impl Side) -> String {

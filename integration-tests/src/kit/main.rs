@@ -10,6 +10,7 @@ mod local;
 mod memory;
 mod soak;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -27,6 +28,9 @@ enum Command {
     Bench {
         /// The driver, or `all`.
         driver: String,
+        /// A page to write the figures to, with the machine and the versions they are of.
+        #[arg(long)]
+        page: Option<PathBuf>,
     },
     /// Pushes and settles at random and keeps books on every message.
     Soak(soak::Arguments),
@@ -46,7 +50,7 @@ fn main() -> ExitCode {
     }
     let Arguments { command } = Arguments::parse();
     let answer = match command {
-        Command::Bench { driver } => bench::run(&driver),
+        Command::Bench { driver, page } => bench::run(&driver, page.as_deref()),
         Command::Soak(arguments) => soak::run(&arguments),
         Command::Toil(arguments) => soak::toil_on(&arguments),
         Command::Faults(arguments) => faults::run(&arguments),

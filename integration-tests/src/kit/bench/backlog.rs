@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use jobs_core::{Driver, Pipeline, Queue, Registry};
 
 use super::local::{consume, fill, push};
-use super::{PAYLOAD, median};
+use super::{PAYLOAD, median, say};
 
 const FEW: usize = 1_000;
 const MANY: usize = 1_000_000;
@@ -82,7 +82,7 @@ pub(crate) async fn run() {
     while size(&path) > EMPTY && start.elapsed() < PATIENCE {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    println!(
+    say(format!(
         "local backlog config=full concurrency={CALLERS} payload={PAYLOAD} pending={MANY} \
          reopened_ms={} push={push_many:.0} push_ratio={:.2} consume={consume_many:.0} \
          consume_ratio={:.2} drained_s={:.1} peak_mib={} file_mib={} left_mib={} reclaimed_s={:.1}",
@@ -94,7 +94,7 @@ pub(crate) async fn run() {
         full >> 20,
         size(&path) >> 20,
         start.elapsed().as_secs_f64(),
-    );
+    ));
     many.driver.stop().await.expect("stops");
 }
 

@@ -14,7 +14,7 @@ use integration_tests::beanstalkd::{Beanstalkd, Mode};
 use jobs_core::{Driver, Message, Pipeline, Queue, Registry};
 use tokio::task::JoinSet;
 
-use super::{Line, Side, Stopwatch, compare, messages, share};
+use super::{Line, Side, Stopwatch, compare, messages, say, share};
 
 /// Callers for each connection: who pushes one at a time is as slow as one connection.
 const CALLERS: usize = 16;
@@ -220,11 +220,11 @@ async fn ack_alone(address: SocketAddr, config: &str) {
     driver.stop().await.expect("stops");
     times.sort_unstable();
     let at = |part: usize| times[(JOBS - 1) * part / 100].as_micros();
-    println!(
+    say(format!(
         "{} ack_alone config={config} concurrency=1 payload={} p50_us={} p99_us={}",
         jobs_beanstalk::NAME,
         super::PAYLOAD,
         at(50),
         at(99),
-    );
+    ));
 }

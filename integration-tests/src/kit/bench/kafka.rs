@@ -19,7 +19,7 @@ use rdkafka::{ClientConfig, Message as _};
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use super::{Line, PAYLOAD, Side, Stopwatch, compare, measure, median, messages, runtime};
+use super::{Line, PAYLOAD, Side, Stopwatch, compare, measure, median, messages, runtime, say};
 
 const PREFETCH: usize = 1_024;
 const CONSUMED: usize = 300_000;
@@ -279,14 +279,14 @@ fn slow(place: &Place, config: &str) {
         (IN_ORDER as f64 / raw.wall.as_secs_f64(), AT_ONCE as f64 / driver.wall.as_secs_f64())
     };
     let pairs: Vec<_> = (0..PAIRS).map(pair).collect();
-    println!(
+    say(format!(
         "{} 10ms config={config} concurrency={SLOW_PREFETCH} payload={PAYLOAD} raw={:.0} \
          driver={:.0} ratio={:.2}",
         jobs_kafka::NAME,
         median(pairs.iter().map(|(raw, _)| *raw)),
         median(pairs.iter().map(|(_, driver)| *driver)),
         median(pairs.iter().map(|(raw, driver)| driver / raw)),
-    );
+    ));
 }
 
 fn raw_slow(place: &Place) -> impl Side {

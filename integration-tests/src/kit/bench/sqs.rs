@@ -21,7 +21,7 @@ use jobs_core::{Driver, JobId, Message, Pipeline, Queue, Registry};
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
-use super::{Line, Side, Stopwatch, measured, messages, share};
+use super::{Line, Side, Stopwatch, measured, messages, say, share};
 
 /// The most that go in one request.
 const BATCH: usize = 10;
@@ -68,7 +68,7 @@ fn compare<S: Side>(
     let jobs = ["SendMessage", "ReceiveMessage", "DeleteMessage", "ChangeMessageVisibility"];
     let count: usize = jobs.iter().map(|action| gate.count(action)).sum();
     assert!(gate.count("") > before, "it went through the gate");
-    println!("{measured} requests={}", count * 1_000 / COUNTED);
+    say(format!("{measured} requests={}", count * 1_000 / COUNTED));
 }
 
 fn url_of(server: SocketAddr) -> String {
