@@ -11,7 +11,7 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, Top
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::producer::Producer as _;
 use rdkafka::types::RDKafkaRespErr;
 
@@ -80,6 +80,19 @@ pub(crate) enum Event {
     Revoked(TopicPartitionList, bool),
 }
 
+impl Event {
+    /// Tells the client to go on. It waits for that, also when it closes.
+    ///
+    /// # Errors
+    /// It does not wait for it any more.
+    fn answer(&self, consumer: &BaseConsumer<Events>) -> KafkaResult<()> {
+        match self {
+            Self::Assigned(partitions) => consumer.incremental_assign(partitions),
+            Self::Revoked(partitions, _) => consumer.incremental_unassign(partitions),
+        }
+    }
+}
+
 /// The context of a consumer. Rebalances are kept for the thread that polls, which answers them in its
 /// own time: a partition that is revoked may be kept until its jobs have ended.
 #[derive(Debug)]
@@ -121,38 +134,34 @@ impl ConsumerContext for Events {
         what: RDKafkaRespErr,
         partitions: &mut TopicPartitionList,
     ) {
-        let assigned = what == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
-        if self.closing.load(Ordering::Acquire) {
-            let answer = match assigned {
-                true => consumer.incremental_assign(partitions),
-                false => consumer.incremental_unassign(partitions),
-            };
-            drop(answer);
-            return;
-        }
-        let event = match assigned {
-            true => Event::Assigned(partitions.clone()),
-            false => Event::Revoked(partitions.clone(), consumer.assignment_lost()),
+        let event = match what {
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
+                Event::Assigned(partitions.clone())
+            }
+            _ => Event::Revoked(partitions.clone(), consumer.assignment_lost()),
         };
-        lock(&self.kept).push(event);
+        match self.closing.load(Ordering::Acquire) {
+            true => drop(event.answer(consumer)),
+            false => lock(&self.kept).push(event),
+        }
     }
 }
 
-/// Takes a consumer out of its group, as far as that is done by the deadline. Whatever the group says from
-/// now on is answered at once; dropping the consumer closes it.
+/// Takes a consumer out of its group, as far as that is done by the deadline. What the group has said and
+/// is not answered is answered now, and what it says from now on at once; dropping the consumer closes it.
 ///
 /// librdkafka 2.12 never takes a cooperative member without partitions out of its group when it closes,
 /// and crashes if the group rebalances at that moment (its issue 5347): members give up their
 /// subscription first. Those with a name of their own stay, so that they find their partitions again.
-pub(crate) fn leave(consumer: &BaseConsumer<Events>, stays: bool, deadline: Instant) {
+pub(crate) fn leave(
+    consumer: &BaseConsumer<Events>,
+    unanswered: Vec<Event>,
+    stays: bool,
+    deadline: Instant,
+) {
     consumer.context().closing.store(true, Ordering::Release);
-    // What was asked before.
-    for event in consumer.context().take() {
-        let answer = match event {
-            Event::Assigned(partitions) => consumer.incremental_assign(&partitions),
-            Event::Revoked(partitions, _) => consumer.incremental_unassign(&partitions),
-        };
-        drop(answer);
+    for event in unanswered.into_iter().chain(consumer.context().take()) {
+        drop(event.answer(consumer));
     }
     if stays {
         return;

@@ -163,6 +163,7 @@ pub(crate) struct Session {
     /// Whose turn it is.
     turn: usize,
     partitions: Vec<Partition>,
+    /// What the group has said and the client waits for an answer to.
     events: VecDeque<Event>,
     revocation: Option<Revocation>,
     /// How often the offsets of what is to be taken were asked for in vain.
@@ -303,13 +304,18 @@ impl Session {
                 Wake::wait(Duration::from_millis(20));
             }
             self.partitions.clear();
-            self.events.clear();
-            self.revocation = None;
-            if !self.hub.config.partitions.is_empty() {
-                // They are no group's to take back.
-                drop(consumer.unassign());
-            }
-            connection::leave(&consumer, self.hub.config.instance.is_some(), deadline);
+            let events = std::mem::take(&mut self.events);
+            let begun = self.revocation.take().map(|begun| Event::Revoked(begun.partitions, false));
+            let unanswered = match self.hub.config.partitions.is_empty() {
+                true => begun.into_iter().chain(events).collect(),
+                false => {
+                    // They are no group's to take back.
+                    drop(consumer.unassign());
+                    Vec::new()
+                }
+            };
+            let stays = self.hub.config.instance.is_some();
+            connection::leave(&consumer, unanswered, stays, deadline);
             drop(keeper.join());
         }
         lock(&self.control.leases).clear();
@@ -399,10 +405,11 @@ impl Session {
         match self.events.pop_front() {
             None => Ok(false),
             Some(Event::Assigned(partitions)) => {
-                if !self.assigned(consumer, &partitions)? {
+                let answered = self.assigned(consumer, &partitions);
+                if !matches!(answered, Ok(true)) {
                     self.events.push_front(Event::Assigned(partitions));
                 }
-                Ok(true)
+                answered.map(|_| true)
             }
             Some(Event::Revoked(partitions, lost)) => {
                 self.revoke(partitions, lost);

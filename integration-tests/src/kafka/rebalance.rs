@@ -27,6 +27,13 @@ pub(super) fn cases(brokers: &Arc<Brokers>) -> Vec<Case> {
         "a receipt of a partition that went elsewhere is refused, the others hold",
         receipts_of_a_lost_partition,
     ));
+    cases.push(case(
+        brokers,
+        "rebalance::stops_while_partitions_are_given_up",
+        &[3, 10],
+        "a member stops and leaves while it still keeps partitions that it is to give up",
+        stops_while_partitions_are_given_up,
+    ));
     cases
 }
 
@@ -199,6 +206,44 @@ async fn receipts_of_a_lost_partition(fx: Fixture, brokers: Arc<Brokers>) -> Cas
     guest.leave().await?;
     ack_until_found(&pipeline, refused).await?;
     pipeline.expect_empty().await?;
+    Ok(())
+}
+
+async fn stops_while_partitions_are_given_up(fx: Fixture, brokers: Arc<Brokers>) -> CaseResult {
+    const ALL: usize = PARTITIONS as usize;
+    let pipeline = fx.start(fx.configure_prefetch(50).await?).await?;
+    let name = pipeline.config().name().to_owned();
+    let push_to_each = async |name: &'static str| {
+        let mut pushed = Vec::new();
+        for partition in 0..PARTITIONS {
+            let message = to_partition(fx.message(name), partition);
+            pushed.push(message.id().clone());
+            pipeline.push(message).await?;
+        }
+        Ok::<_, CaseError>(pushed)
+    };
+    let unpopped = async |expected: fn(usize) -> bool| match pipeline.queue().len() {
+        found if expected(found) => Ok(()),
+        found => Err(format!("{found} jobs in the queue")),
+    };
+    let mut pushed = push_to_each("held").await?;
+    // Each partition is kept until this is settled, for a while.
+    let held = pipeline.take(ALL).await?;
+    pushed.extend(push_to_each("unpopped").await?);
+    fx.eventually("all were fetched", async || unpopped(|found| found == ALL).await).await?;
+    let guest = brokers.shared().await?.guest(&name, &name).await?;
+    fx.eventually("some are withdrawn", async || unpopped(|found| found < ALL).await).await?;
+    fx.within("stop", pipeline.stop()).await??;
+    for job in held {
+        let refused = job.ack().await.expect_err("the driver has stopped");
+        let kind = refused.error().kind();
+        assert!([ErrorKind::LeaseLost, ErrorKind::Closed].contains(&kind), "{refused}");
+    }
+    expect_members(&fx, &pipeline, &brokers, 1).await?;
+    guest.leave().await?;
+    let second = pipeline.second().await?;
+    ack_until_found(&second, pushed).await?;
+    second.expect_empty().await?;
     Ok(())
 }
 
