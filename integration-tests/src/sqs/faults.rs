@@ -311,7 +311,9 @@ const HARMLESS: [MakeDeed; 7] = [
 
 async fn acks(fx: Fixture, servers: Arc<Servers>) -> CaseResult {
     let (gate, config) = gated(&fx, &servers).await?;
-    let pipeline = fx.start(config.with_option("visibility_timeout", 30)).await?;
+    // Time for another request after one that nobody answered.
+    let config = config.with_option("visibility_timeout", 30).with_option("push_timeout", "20s");
+    let pipeline = fx.start(config).await?;
     for (number, deed) in HARMLESS.into_iter().enumerate() {
         pipeline.push_numbered(1).await?;
         let mut job = Some(pipeline.next().await?);
