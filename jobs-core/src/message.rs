@@ -56,7 +56,7 @@ impl fmt::Debug for JobId {
 #[non_exhaustive]
 pub struct KafkaOptions {
     /// Topic to produce to; on a delivered job the topic it was read from. Empty: the pipeline's.
-    pub topic: String,
+    pub topic: Arc<str>,
     /// Partition to produce to, where the pipeline allows choosing one; on a delivered job the
     /// partition it was read from.
     pub partition: Option<i32>,

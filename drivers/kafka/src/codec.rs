@@ -7,6 +7,7 @@ mod text;
 
 use std::borrow::Cow;
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use jobs_core::{Bytes, Headers, KafkaOptions, Message, wire};
 use rdkafka::message::{Header, OwnedHeaders};
@@ -77,12 +78,12 @@ fn encode_with(
     let headers = message.headers();
     let mut written = OwnedHeaders::new_with_capacity(headers.len() + added.len() + 5);
     let mut more: Vec<(&str, &str)> = Vec::new();
-    let mut names = HashSet::new();
+    let mut names = None;
     for (name, value) in headers.iter() {
         if is_reserved(name) || added.iter().any(|(other, _)| *other == name) {
             continue;
         }
-        if headers.len() == 1 || names.insert(name) {
+        if headers.len() == 1 || names.get_or_insert_with(HashSet::new).insert(name) {
             written = insert(written, name, value);
         } else {
             more.push((name, value));
@@ -130,8 +131,9 @@ fn insert(headers: OwnedHeaders, name: &str, value: &str) -> OwnedHeaders {
 /// Never fails: what is missing or makes no sense gets a default, so that every job can run, and
 /// can run again.
 ///
-/// `keyed` where keys keep jobs in order; elsewhere a key that is not the id becomes a header.
-pub(crate) fn decode<M: rdkafka::Message>(record: &M, keyed: bool) -> Decoded {
+/// `topic` is the record's. `keyed` where keys keep jobs in order; elsewhere a key that is not the id becomes
+/// a header.
+pub(crate) fn decode<M: rdkafka::Message>(record: &M, topic: &Arc<str>, keyed: bool) -> Decoded {
     let mut found = Found::default();
     if let Some(headers) = record.headers() {
         for index in 0..rdkafka::message::Headers::count(headers) {
@@ -140,7 +142,7 @@ pub(crate) fn decode<M: rdkafka::Message>(record: &M, keyed: bool) -> Decoded {
             }
         }
     }
-    found.decoded(record, keyed)
+    found.decoded(record, topic, keyed)
 }
 
 /// What the headers of a record hold.
@@ -179,7 +181,12 @@ impl<'a> Found<'a> {
         }
     }
 
-    fn decoded<M: rdkafka::Message>(mut self, record: &M, keyed: bool) -> Decoded {
+    fn decoded<M: rdkafka::Message>(
+        mut self,
+        record: &M,
+        topic: &Arc<str>,
+        keyed: bool,
+    ) -> Decoded {
         let key =
             record.key().and_then(|key| str::from_utf8(key).ok()).filter(|key| wire::is_valid(key));
         let (id, ordering_key) = match (self.id, key) {
@@ -199,7 +206,7 @@ impl<'a> Found<'a> {
         };
         let payload = record.payload().map_or_else(Bytes::new, Bytes::copy_from_slice);
         let mut kafka = KafkaOptions::default();
-        kafka.topic = record.topic().to_owned();
+        kafka.topic = Arc::clone(topic);
         kafka.partition = Some(record.partition());
         kafka.offset = Some(record.offset());
         kafka.metadata = self.metadata.to_owned();

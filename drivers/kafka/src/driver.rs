@@ -113,7 +113,7 @@ impl KafkaDriver {
         self.open("push")?;
         self.hub.capabilities.admit(message)?;
         let chosen = message.kafka().filter(|kafka| !kafka.topic.is_empty());
-        let topic = chosen.map(|kafka| &kafka.topic).or(self.hub.config.topic.as_ref());
+        let topic = chosen.map(|kafka| &kafka.topic).or(self.hub.topic.as_ref());
         let Some(topic) = topic else {
             let error = Error::new(ErrorKind::InvalidMessage, "push");
             return Err(
@@ -121,8 +121,7 @@ impl KafkaDriver {
             );
         };
         let partition = message.kafka().and_then(|kafka| kafka.partition);
-        let (topic, partition, record) =
-            self.hub.address(message, 1, topic.as_str().into(), partition);
+        let (topic, partition, record) = self.hub.address(message, 1, Arc::clone(topic), partition);
         if !record.fits(self.hub.config.max_message_bytes) {
             let most = self.hub.config.max_message_bytes;
             let error = Error::new(ErrorKind::PayloadTooLarge, "push");
@@ -162,8 +161,8 @@ impl KafkaDriver {
         let kafka = message.kafka();
         let delays = self.hub.delays.as_ref().filter(|_| !message.delay().is_zero());
         let chosen = kafka.map(|kafka| &kafka.topic).filter(|topic| !topic.is_empty());
-        let topic =
-            delays.map(|delays| &delays.topic).or(chosen).or(self.hub.config.topic.as_ref());
+        let delayed = delays.map(|delays| Arc::from(delays.topic.as_str()));
+        let topic = delayed.as_ref().or(chosen).or(self.hub.topic.as_ref());
         let Some(topic) = topic.cloned() else { return Ok(false) };
         let partition = kafka.and_then(|kafka| kafka.partition).filter(|_| delays.is_none());
         let mut found = self.learn_of(&topic, Instant::now()).await?;

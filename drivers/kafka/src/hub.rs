@@ -51,6 +51,8 @@ pub(crate) struct Hub {
     pub(crate) pipeline: Arc<str>,
     pub(crate) priority: i64,
     pub(crate) config: Arc<KafkaConfig>,
+    /// Where messages go that name none.
+    pub(crate) topic: Option<Arc<str>>,
     pub(crate) capabilities: Arc<Capabilities>,
     pub(crate) publisher: Publisher,
     pub(crate) delays: Option<Arc<Delays>>,
@@ -76,13 +78,14 @@ impl Hub {
         publisher: Publisher,
         health: Arc<Health>,
     ) -> Self {
-        let topic = config.topic.as_deref().filter(|_| capabilities.delay.is_available());
-        let delays = topic
+        let delayed = config.topic.as_deref().filter(|_| capabilities.delay.is_available());
+        let delays = delayed
             .and_then(|topic| delays::topic(&config.group, topic))
             .map(|topic| Arc::new(Delays::new(topic)));
         Self {
             pipeline,
             priority,
+            topic: config.topic.as_deref().map(Arc::from),
             config,
             capabilities: Arc::new(capabilities),
             publisher,

@@ -43,7 +43,8 @@ pub(crate) struct Limits {
 #[derive(Debug)]
 pub(crate) enum Next {
     Returned(Parked),
-    Fetch,
+    /// So many records at most before this is asked again.
+    Fetch(usize),
     /// Nothing now: some of the jobs that were fetched have to end first.
     Full,
 }
@@ -207,9 +208,10 @@ impl Lease {
             }
             return Next::Returned(job);
         }
-        match core.waiting >= limits.waiting || core.offsets.span() >= limits.ahead {
-            true => Next::Full,
-            false => Next::Fetch,
+        let ahead = usize::try_from(limits.ahead - core.offsets.span()).unwrap_or(0);
+        match ahead.min(limits.waiting.saturating_sub(core.waiting)) {
+            0 => Next::Full,
+            room => Next::Fetch(room),
         }
     }
 
@@ -370,7 +372,7 @@ impl Lease {
         self.send_copy(job, topic, partition, record)
     }
 
-    fn reject(&self, mut job: Unsettled) -> Settling {
+    fn reject(&self, job: Unsettled) -> Settling {
         let offset = Self::offset(job.token);
         let Some(topic) = &self.hub.config.dead_letter_topic else {
             let (id, topic, partition) = (job.message.id(), &*self.topic, self.partition);
@@ -378,7 +380,7 @@ impl Lease {
                 job.pipeline = %self.hub.pipeline, job.id = %id, topic, partition, offset,
                 "a rejected job is discarded: there is no dead_letter_topic"
             );
-            return self.done(&mut job);
+            return self.done(job);
         };
         let origin = Origin { topic: &self.topic, partition: self.partition, offset };
         let record =
@@ -386,13 +388,11 @@ impl Lease {
         self.send_copy(job, topic.as_str().into(), None, record)
     }
 
-    fn done(&self, job: &mut Unsettled) -> Settling {
-        if !self.finish(Self::offset(job.token)) {
-            return lost();
-        }
-        drop(job.credit.take());
+    fn done(&self, job: Unsettled) -> Settling {
+        let finished = self.finish(Self::offset(job.token));
+        drop(job);
         self.hub.feed();
-        Settling::done()
+        if finished { Settling::done() } else { lost() }
     }
 
     /// Settles a job when its copy is stored.
@@ -478,14 +478,14 @@ fn refused(error: Error, job: Unsettled) -> Settling {
 }
 
 impl Acknowledger for Lease {
-    fn settle(&self, mut job: Unsettled, outcome: Outcome) -> Settling {
-        if !self.is_mine(job.token) {
-            drop(job);
-            self.hub.feed();
-            return lost();
-        }
+    fn settle(&self, job: Unsettled, outcome: Outcome) -> Settling {
         match outcome {
-            Outcome::Ack => self.done(&mut job),
+            Outcome::Ack => self.done(job),
+            _ if !self.is_mine(job.token) => {
+                drop(job);
+                self.hub.feed();
+                lost()
+            }
             Outcome::Reject => self.reject(job),
             Outcome::Requeue { delay, headers } => self.requeue(job, delay, headers),
             Outcome::Release => {

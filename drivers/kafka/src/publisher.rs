@@ -188,10 +188,13 @@ impl Publisher {
     /// # Errors
     /// Why not, and the record.
     pub(crate) fn send(&self, letter: Letter) -> Result<(), (SendError, Letter)> {
-        let producer = match self.producer("push") {
-            Ok(producer) => producer,
-            Err(error) => return Err((SendError::Refused(error), letter)),
-        };
+        match self.producer("push") {
+            Ok(producer) => Self::send_by(&producer, letter),
+            Err(error) => Err((SendError::Refused(error), letter)),
+        }
+    }
+
+    fn send_by(producer: &Producer, letter: Letter) -> Result<(), (SendError, Letter)> {
         let Letter { topic, partition, record, report } = letter;
         let Record { key, payload, headers } = record;
         let outgoing = BaseRecord {
@@ -231,36 +234,38 @@ impl Publisher {
         record: Record,
         deadline: Instant,
     ) -> Result<oneshot::Receiver<Result<()>>> {
-        self.connected(&topic, deadline).await?;
+        let mut producer = self.connected(&topic, deadline).await?;
         let (sender, answer) = oneshot::channel();
         let mut letter =
             Letter { topic, partition, record, report: Box::new(Report::Push(sender)) };
         loop {
-            letter = match self.send(letter) {
+            letter = match Self::send_by(&producer, letter) {
                 Ok(()) => return Ok(answer),
                 Err((SendError::Full(_), letter)) if Instant::now() < deadline => letter,
                 Err((SendError::Full(error) | SendError::Refused(error), _)) => return Err(error),
             };
             tokio::time::sleep(FULL).await;
+            producer = self.producer("push")?;
         }
     }
 
-    /// Waits until a broker is connected. What the client never had is certainly not stored, which it does
+    /// The producer, when a broker is connected. What the client never had is certainly not stored, which it does
     /// not say of what it could not send.
     ///
     /// # Errors
     /// `Connection`, transient: none was until the deadline.
-    async fn connected(&self, topic: &Arc<str>, deadline: Instant) -> Result<()> {
+    async fn connected(&self, topic: &Arc<str>, deadline: Instant) -> Result<Arc<Producer>> {
         let cut_off = |producer: &Producer| producer.context().cut_off.load(Ordering::Acquire);
-        if !cut_off(&*self.producer("push")?) {
-            return Ok(());
+        let producer = self.producer("push")?;
+        if !cut_off(&producer) {
+            return Ok(producer);
         }
         let look = async {
             let _looking = self.looking.lock().await;
             loop {
                 let producer = self.producer("push")?;
                 if !cut_off(&producer) {
-                    return Ok(());
+                    return Ok(producer);
                 }
                 let topic = Arc::clone(topic);
                 let until = deadline.min(Instant::now() + PROBE);

@@ -599,32 +599,34 @@ impl Session {
     fn deliver_from(&mut self, index: usize) -> bool {
         let now = Instant::now();
         let lease = Arc::clone(&self.partitions[index].lease);
+        // Records that may be fetched before the lease is asked again.
+        let mut room = 0;
         for count in 0..TURN {
             if self.partitions[index].seek.is_some() {
                 return true;
             }
             let Some(credit) = self.credit() else { return count > 0 };
-            match lease.next(now, self.limits) {
-                Next::Fetch => {}
-                Next::Returned(job) => {
-                    self.deliver(&lease, job, credit);
-                    continue;
-                }
-                Next::Full => {
+            if room == 0 {
+                let mut next = lease.next(now, self.limits);
+                if let Next::Full = next {
                     // Ask to be woken, and look again.
                     self.hub.starve();
-                    match lease.next(now, self.limits) {
-                        Next::Full => {
-                            self.wake_at(lease.next_due());
-                            self.held_up(index);
-                            return count > 0;
-                        }
-                        Next::Returned(job) => self.deliver(&lease, job, credit),
-                        Next::Fetch => {}
+                    next = lease.next(now, self.limits);
+                }
+                match next {
+                    Next::Fetch(most) => room = most,
+                    Next::Returned(job) => {
+                        self.deliver(&lease, job, credit);
+                        continue;
                     }
-                    continue;
+                    Next::Full => {
+                        self.wake_at(lease.next_due());
+                        self.held_up(index);
+                        return count > 0;
+                    }
                 }
             }
+            room -= 1;
             let fetched = match self.partitions[index].queue.poll(Duration::ZERO) {
                 None => {
                     self.wake_at(lease.next_due());
@@ -658,7 +660,7 @@ impl Session {
     fn read(&self, partition: &Partition, message: &BorrowedMessage<'_>) -> Fetched {
         let keyed = self.hub.config.ordering != Order::Unordered;
         let what = match &partition.delay {
-            None => What::Job(codec::decode(message, keyed)),
+            None => What::Job(codec::decode(message, &partition.lease.topic, keyed)),
             Some(_) => match codec::undelayed(message) {
                 None => What::Foreign,
                 Some((target, due, record)) => {

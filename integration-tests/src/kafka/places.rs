@@ -67,7 +67,7 @@ async fn a_push_names_its_partition(fx: Fixture, _: Arc<Brokers>) -> CaseResult 
             pipeline.push(to_partition(fx.message("there"), partition)).await?;
             let job = pipeline.next().await?;
             let place = job.kafka().expect("it is from Kafka");
-            assert_eq!(place.topic, pipeline.config().name());
+            assert_eq!(&*place.topic, pipeline.config().name());
             assert_eq!((place.partition, place.offset), (Some(partition), Some(offset)));
             job.ack().await?;
         }
@@ -91,7 +91,7 @@ async fn a_push_names_its_topic(fx: Fixture, brokers: Arc<Brokers>) -> CaseResul
     let operator = brokers.shared().await?.operator();
     operator.create_topic(&other, 1).await?;
     let mut place = KafkaOptions::default();
-    place.topic.clone_from(&other);
+    place.topic = other.as_str().into();
     pipeline.push(fx.message("elsewhere").with_kafka(place)).await?;
     assert_eq!(operator.watermarks(&other, 0).await?, (0, 1));
     pipeline.expect_empty().await?;
@@ -137,7 +137,7 @@ async fn a_pattern_of_topics(fx: Fixture, brokers: Arc<Brokers>) -> CaseResult {
     let pipeline = fx.start(config).await?;
     let push = async |topic: &str| {
         let mut place = KafkaOptions::default();
-        topic.clone_into(&mut place.topic);
+        place.topic = topic.into();
         pipeline.push(fx.message("matches").with_kafka(place)).await
     };
     push(&format!("{name}-of-1")).await?;

@@ -11,6 +11,10 @@ use super::*;
 const SENDER: Sender<'_> = Sender { pipeline: "p", priority: 10 };
 
 /// A record as a consumer gets it, at partition 3, offset 42 of `orders`.
+fn decode<M: rdkafka::Message>(record: &M, keyed: bool) -> Decoded {
+    super::decode(record, &record.topic().into(), keyed)
+}
+
 fn stored(record: &Record) -> OwnedMessage {
     raw(record.key.as_deref(), Some(&record.payload), Some(record.headers.clone()))
 }
@@ -256,7 +260,7 @@ fn a_record_without_headers_gets_defaults() {
         assert!(message.payload().is_empty() && message.headers().is_empty());
         assert_eq!(message.ordering_key(), None);
         let kafka = message.kafka().expect("where it was read");
-        assert_eq!((kafka.topic.as_str(), kafka.metadata.as_str()), ("orders", ""));
+        assert_eq!((&*kafka.topic, kafka.metadata.as_str()), ("orders", ""));
         assert_eq!((kafka.partition, kafka.offset), (Some(3), Some(42)));
     }
 }

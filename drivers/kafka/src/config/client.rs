@@ -11,7 +11,7 @@ use super::{KafkaConfig, MAX_QUEUED, MAX_QUEUED_KIB};
 const MARGIN: Duration = Duration::from_secs(5);
 
 /// What a consumer keeps of records it has not been asked for yet, beyond `prefetch`.
-const LEAST_FETCHED: usize = 1_000;
+const LEAST_FETCHED: usize = 10_000;
 const MOST_FETCHED: usize = 10_000_000;
 const FETCHED_KIB: usize = 16 << 10;
 
@@ -118,6 +118,8 @@ impl KafkaConfig {
         client.number("queued.max.messages.kbytes", FETCHED_KIB);
         // A second by default, for which a consumer that drained its small buffer would wait.
         client.set("fetch.queue.backoff.ms", "5");
+        // A broker has one fetch at a time: partitions that were full when it began wait for one that is idle.
+        client.set("fetch.wait.max.ms", "100");
         let max = self.fetch.max_bytes;
         client.number("fetch.min.bytes", self.fetch.min_bytes);
         client.number("fetch.max.bytes", max);

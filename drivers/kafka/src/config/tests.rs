@@ -106,7 +106,7 @@ fn defaults_are_those_documented() {
             ("session.timeout.ms", "45000"),
             ("heartbeat.interval.ms", "3000"),
             ("max.poll.interval.ms", "300000"),
-            ("queued.min.messages", "1000"),
+            ("queued.min.messages", "10000"),
             ("queued.max.messages.kbytes", "16384"),
             ("fetch.min.bytes", "1"),
             ("fetch.max.bytes", "16777216"),
@@ -132,7 +132,7 @@ fn everything() -> Value {
         },
         "ping": {"timeout": "5s"}, "commit_interval": "2s", "auto_create_topics_enable": true,
         "topic_partitions": 6, "topic_replication_factor": 3, "topic": "out",
-        "dead_letter_topic": "dead", "ordering": "key", "prefetch": 2_000,
+        "dead_letter_topic": "dead", "ordering": "key", "prefetch": 20_000,
         "producer_options": {
             "disable_idempotent": false, "required_acks": "AllISRAck",
             "max_message_bytes": 2_000_000, "request_timeout": "6s", "delivery_timeout": "7s",
@@ -157,7 +157,7 @@ fn every_option_is_read() {
     assert_eq!(config.topics, ["in", "^more-.*"]);
     assert_eq!((config.topic.as_deref(), config.group.as_str()), (Some("out"), "g"));
     assert_eq!((config.instance.as_deref(), config.start), (Some("i"), Start::AtEnd));
-    assert_eq!((config.ordering, config.prefetch.get()), (Ordering::Key, 2_000));
+    assert_eq!((config.ordering, config.prefetch.get()), (Ordering::Key, 20_000));
     assert_eq!(config.create, Some(Create { partitions: 6, replication_factor: 3 }));
     assert_eq!(config.dead_letter_topic.as_deref(), Some("dead"));
     let seconds = [config.commit_interval, config.push_timeout, config.connect_timeout];
@@ -196,7 +196,7 @@ fn every_option_is_read() {
             ("session.timeout.ms", "9000"),
             ("heartbeat.interval.ms", "1000"),
             ("max.poll.interval.ms", "10000"),
-            ("queued.min.messages", "2000"),
+            ("queued.min.messages", "20000"),
             ("fetch.min.bytes", "2"),
             ("fetch.max.bytes", "500000"),
             ("max.partition.fetch.bytes", "500000"),

@@ -35,16 +35,16 @@ const HIDDEN: i32 = 600;
 
 pub(crate) fn run() {
     let runtime = Runtime::new().expect("the system allows threads");
-    let server = runtime.block_on(ElasticMq::start(false)).expect("ElasticMQ starts");
+    let server = runtime.block_on(ElasticMq::start_in_memory()).expect("ElasticMQ starts");
     let at = server.address();
     for callers in [64, 160] {
         let raw = raw_push(at);
-        compare(&runtime, at, &line("push", callers, 10_000), raw, |at| driver_push(at, callers));
+        compare(&runtime, at, &line("push", callers, 40_000), raw, |at| driver_push(at, callers));
     }
-    let single = line("push_single", 64, 4_000);
+    let single = line("push_single", 64, 20_000);
     compare(&runtime, at, &single, raw_push_single(at, 64), |at| driver_push(at, 64));
     for callers in [64, 160] {
-        let (line, raw) = (line("consume", callers, 10_000), raw_consume(at));
+        let (line, raw) = (line("consume", callers, 30_000), raw_consume(at));
         compare(&runtime, at, &line, raw, |at| driver_consume(at, server.address(), callers));
     }
 }
