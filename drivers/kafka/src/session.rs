@@ -5,109 +5,47 @@
 //! is ever paused at the client, which would throw away what it had fetched, and the consumer is polled
 //! whatever happens to the jobs.
 
+mod control;
+mod forward;
+mod rebalance;
+
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use jobs_core::{Backoff, Credit, Delivery, Error, ErrorKind, Inlet, Result, Wakeup};
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::base_consumer::PartitionQueue;
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Message as _};
-use rdkafka::topic_partition_list::{Offset, TopicPartitionList, TopicPartitionListElem};
-use tokio::sync::watch;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use crate::codec::{self, Decoded, Record, Target};
-use crate::config::{Ordering as Order, Start};
+use crate::config::Ordering as Order;
 use crate::connection::{self, Event, Events};
-use crate::delays::{self, Turn};
 use crate::error;
 use crate::hub::{Hub, Wake, lock};
 use crate::keeper::Keeper;
 use crate::lease::{Accepted, Lease, Limits, Next, Parked};
-use crate::offsets::{Above, Arrival};
+use crate::offsets::Arrival;
+
+pub(crate) use control::Control;
 
 /// How long the thread sleeps at most: the consumer wants to be polled.
 const NAP: Duration = Duration::from_millis(250);
 /// Jobs taken from one partition before the next has its turn.
 const TURN: usize = 64;
+/// How long one question to the brokers may take.
+const ANSWER: Duration = Duration::from_secs(3);
 /// How long jobs of a partition that is revoked may run on.
 const GRACE: Duration = Duration::from_secs(5);
-/// How long the last commit of such a partition may take.
-const FLUSH: Duration = Duration::from_secs(2);
-/// How long one question about committed offsets may take, and how often it is asked.
-const ANSWER: Duration = Duration::from_secs(3);
-const QUESTIONS: u32 = 3;
-/// Records of a delay partition that are on their way at once.
-const MOVES: usize = 1_000;
 /// Offsets that may be fetched beyond one that is not settled, at least.
 const AHEAD: usize = 10_000;
 /// What is kept of a stop's time for the end of the client.
 const CLOSE: Duration = Duration::from_secs(3);
-
-/// How a session is told what to do, and tells what it has done.
-#[derive(Debug)]
-pub(crate) struct Control {
-    paused: AtomicBool,
-    /// When it has to have ended, once it was told to.
-    deadline: Mutex<Option<Instant>>,
-    stopping: AtomicBool,
-    asked: AtomicU64,
-    seen: watch::Sender<u64>,
-    ended: watch::Sender<bool>,
-    pub(crate) leases: Arc<Mutex<Vec<Arc<Lease>>>>,
-}
-
-impl Control {
-    pub(crate) fn new() -> Self {
-        Self {
-            paused: AtomicBool::new(false),
-            deadline: Mutex::default(),
-            stopping: AtomicBool::new(false),
-            asked: AtomicU64::new(0),
-            seen: watch::Sender::new(0),
-            ended: watch::Sender::new(false),
-            leases: Arc::default(),
-        }
-    }
-
-    /// Fetching stops, or goes on.
-    pub(crate) fn pause(&self, paused: bool) {
-        self.paused.store(paused, Ordering::Release);
-    }
-
-    /// Waits until the session has seen what it was told. False if it has ended or is too busy.
-    pub(crate) async fn obeyed(&self, hub: &Hub, limit: Duration) -> bool {
-        let turn = self.asked.fetch_add(1, Ordering::AcqRel) + 1;
-        hub.session.wake();
-        let mut seen = self.seen.subscribe();
-        let seen = seen.wait_for(|seen| *seen >= turn);
-        tokio::time::timeout(limit, seen).await.is_ok_and(|seen| seen.is_ok())
-    }
-
-    pub(crate) fn stop(&self, hub: &Hub, deadline: Instant) {
-        lock(&self.deadline).get_or_insert(deadline);
-        self.stopping.store(true, Ordering::Release);
-        hub.session.wake();
-    }
-
-    pub(crate) async fn ended(&self, deadline: Instant) -> bool {
-        let mut ended = self.ended.subscribe();
-        let ended = ended.wait_for(|ended| *ended);
-        tokio::time::timeout_at(deadline.into(), ended).await.is_ok_and(|ended| ended.is_ok())
-    }
-
-    fn is_stopping(&self) -> bool {
-        self.stopping.load(Ordering::Acquire)
-    }
-
-    fn until(&self) -> Instant {
-        lock(&self.deadline).unwrap_or_else(Instant::now)
-    }
-}
 
 /// A record that waits for its time: the first of its partition.
 #[derive(Clone)]
@@ -397,186 +335,6 @@ impl Session {
         Ok(())
     }
 
-    /// Answers what the group has said, one after the other. True if there is more to be done at once.
-    fn rebalance(&mut self, consumer: &Arc<BaseConsumer<Events>>) -> Result<bool> {
-        if self.revocation.is_some() && !self.give_up(consumer)? {
-            return Ok(false);
-        }
-        match self.events.pop_front() {
-            None => Ok(false),
-            Some(Event::Assigned(partitions)) => {
-                let answered = self.assigned(consumer, &partitions);
-                if !matches!(answered, Ok(true)) {
-                    self.events.push_front(Event::Assigned(partitions));
-                }
-                answered.map(|_| true)
-            }
-            Some(Event::Revoked(partitions, lost)) => {
-                self.revoke(partitions, lost);
-                Ok(true)
-            }
-        }
-    }
-
-    /// Takes partitions. False if it is to be tried again.
-    fn assigned(
-        &mut self,
-        consumer: &Arc<BaseConsumer<Events>>,
-        partitions: &TopicPartitionList,
-    ) -> Result<bool> {
-        let known = consumer.committed_offsets(partitions.clone(), ANSWER).and_then(|known| {
-            known.elements().iter().try_for_each(TopicPartitionListElem::error)?;
-            Ok(known)
-        });
-        let known = match known {
-            Ok(known) => Some(known),
-            Err(found) => {
-                self.hub.health.met(&error::failed("rebalance", &found));
-                self.asked += 1;
-                if self.asked < QUESTIONS {
-                    return Ok(false);
-                }
-                // The client finds the offsets by itself, in time. What ended above them runs again.
-                None
-            }
-        };
-        self.asked = 0;
-        let mut list = TopicPartitionList::new();
-        let mut leases = Vec::new();
-        for one in known.as_ref().unwrap_or(partitions).elements() {
-            let (topic, partition) = (one.topic(), one.partition());
-            let (start, above) = match (known.is_some(), one.offset()) {
-                (true, Offset::Offset(offset)) => {
-                    (Offset::Offset(offset), Some(Above::read(offset, one.metadata())))
-                }
-                (true, _) => (self.start(consumer, topic, partition), None),
-                (false, _) => (Offset::Invalid, None),
-            };
-            // Only an offset that cannot be written is refused, and this one was read.
-            let _ = list.add_partition_offset(topic, partition, start);
-            self.leases += 1;
-            leases.push(Lease::new(&self.hub, topic, partition, self.leases, above));
-        }
-        let taken = leases
-            .into_iter()
-            .map(|lease| self.take_partition(consumer, lease))
-            .collect::<Result<Vec<_>>>()?;
-        let fixed = !self.hub.config.partitions.is_empty();
-        let answer = match fixed {
-            true => consumer.assign(&list),
-            false => consumer.incremental_assign(&list),
-        };
-        answer.map_err(|found| error::failed("rebalance", &found))?;
-        let leases = taken.iter().map(|partition| Arc::clone(&partition.lease));
-        lock(&self.control.leases).extend(leases);
-        self.partitions.extend(taken);
-        Ok(true)
-    }
-
-    /// Gives a partition a queue of its own, before anything is fetched from it: the client leaves what it
-    /// has fetched by then in the consumer's queue, where it would come out of order.
-    fn take_partition(
-        &self,
-        consumer: &Arc<BaseConsumer<Events>>,
-        lease: Arc<Lease>,
-    ) -> Result<Partition> {
-        let Some(mut queue) = consumer.split_partition_queue(&lease.topic, lease.partition) else {
-            let context = format!("{} {} has no queue", lease.topic, lease.partition);
-            return Err(Error::new(ErrorKind::InvalidState, "rebalance").with_context(context));
-        };
-        let waker = Arc::clone(&self.hub);
-        queue.set_nonempty_callback(move || waker.session.wake());
-        let is_delay = self.hub.delays.as_ref().is_some_and(|delays| *delays.topic == *lease.topic);
-        let delay = is_delay.then(Delay::default);
-        Ok(Partition { queue, lease, delay, revoked: false, seek: None, stuck_at: None })
-    }
-
-    /// Where a partition is begun that the group has no offset for.
-    fn start(&self, consumer: &Arc<BaseConsumer<Events>>, topic: &str, partition: i32) -> Offset {
-        let config = &self.hub.config;
-        let of_partition = config.partitions.get(topic).and_then(|starts| starts.get(&partition));
-        let is_delay = self.hub.delays.as_ref().is_some_and(|delays| *delays.topic == *topic);
-        match of_partition.copied().unwrap_or(config.start) {
-            _ if is_delay => Offset::Beginning,
-            Start::Earliest => Offset::Beginning,
-            Start::Offset(offset) => Offset::Offset(offset),
-            Start::AtEnd => {
-                let end =
-                    consumer.fetch_watermarks(topic, partition, ANSWER).and_then(|(_, high)| {
-                        // Now, so that what is pushed from here on is not skipped the next time.
-                        let mut list = TopicPartitionList::new();
-                        list.add_partition_offset(topic, partition, Offset::Offset(high))?;
-                        consumer.commit(&list, CommitMode::Sync)?;
-                        Ok(high)
-                    });
-                match end {
-                    Ok(high) => Offset::Offset(high),
-                    Err(found) => {
-                        self.hub.health.met(&error::failed("rebalance", &found));
-                        Offset::Beginning
-                    }
-                }
-            }
-        }
-    }
-
-    /// Begins to give partitions up.
-    fn revoke(&mut self, partitions: TopicPartitionList, lost: bool) {
-        for partition in &mut self.partitions {
-            let lease = &partition.lease;
-            if partitions.find_partition(&lease.topic, lease.partition).is_some() {
-                partition.revoked = true;
-                // Those that nobody popped are not begun any more.
-                let tokens = self.inlet.withdraw(|token| lease.gave(token));
-                lease.withdrawn(&tokens);
-                if let Some(delay) = &mut partition.delay {
-                    delay.first = None;
-                }
-            }
-        }
-        let grace = if lost { Duration::ZERO } else { GRACE };
-        let grace = Instant::now() + grace;
-        self.revocation = Some(Revocation { partitions, grace, flush: None });
-    }
-
-    /// Goes on giving partitions up; true when that is done.
-    fn give_up(&mut self, consumer: &Arc<BaseConsumer<Events>>) -> Result<bool> {
-        let Some(revocation) = &mut self.revocation else { return Ok(true) };
-        let mut revoked = self.partitions.iter().filter(|partition| partition.revoked);
-        let now = Instant::now();
-        let wait = Duration::from_millis(20);
-        let Some(flush) = revocation.flush else {
-            if now < revocation.grace
-                && revoked.clone().any(|partition| partition.lease.running() > 0)
-            {
-                self.next_wake = Some(now + wait);
-                return Ok(false);
-            }
-            revoked.for_each(|partition| partition.lease.end());
-            revocation.flush = Some(now + FLUSH);
-            self.hub.keeper.wake();
-            self.next_wake = Some(now + wait);
-            return Ok(false);
-        };
-        if now < flush && revoked.any(|partition| partition.lease.uncommitted().is_some()) {
-            self.hub.keeper.wake();
-            self.next_wake = Some(now + wait);
-            return Ok(false);
-        }
-        let partitions = self.revocation.take().map(|revocation| revocation.partitions);
-        let ended = |lease: &Lease| {
-            self.partitions.iter().any(|one| one.revoked && std::ptr::eq(&*one.lease, lease))
-        };
-        lock(&self.control.leases).retain(|lease| !ended(lease));
-        self.partitions.retain(|partition| !partition.revoked);
-        if let Some(partitions) = partitions
-            && let Err(found) = consumer.incremental_unassign(&partitions)
-        {
-            return Err(error::failed("rebalance", &found));
-        }
-        Ok(true)
-    }
-
     /// Lets each partition deliver a little. True if one did.
     fn take_turns(&mut self, paused: bool) -> bool {
         let mut worked = false;
@@ -778,58 +536,6 @@ impl Session {
             self.hub.health.note(trouble);
         }
         partition.stuck_at = stuck_at;
-    }
-
-    /// Moves records of a delay partition on whose time there is over. True if it did.
-    fn move_on(&mut self, index: usize) -> bool {
-        for count in 0..TURN {
-            let partition = &mut self.partitions[index];
-            if partition.seek.is_some() {
-                return true;
-            }
-            let lease = Arc::clone(&partition.lease);
-            let Some(delay) = &mut partition.delay else { return false };
-            let first = delay.first.take().or_else(|| lock(&delay.failed).pop_front());
-            let failed = Arc::clone(&delay.failed);
-            let Some(waiting) = first else {
-                if lease.unsettled() >= MOVES {
-                    // The answers to those wake this thread.
-                    return count > 0;
-                }
-                let partition = &self.partitions[index];
-                let fetched = match partition.queue.poll(Duration::ZERO) {
-                    None => return count > 0,
-                    Some(Err(found)) => {
-                        let _ = self.trouble(&found);
-                        return count > 0;
-                    }
-                    Some(Ok(message)) => self.read(partition, &message),
-                };
-                self.take(index, fetched, None);
-                continue;
-            };
-            let now = delays::now();
-            let (topic, number) =
-                match delays::turn(lease.partition, waiting.stored, waiting.due, now) {
-                    Turn::Wait(more) => {
-                        self.wake_at(Some(Instant::now() + Duration::from_millis(more)));
-                        if let Some(delay) = &mut self.partitions[index].delay {
-                            delay.first = Some(waiting);
-                        }
-                        return count > 0;
-                    }
-                    Turn::Move(level) => (Arc::clone(&lease.topic), Some(level)),
-                    Turn::Due => (waiting.target.topic.as_str().into(), waiting.target.partition),
-                };
-            let again = waiting.clone();
-            let Waiting { offset, due, target, record, .. } = waiting;
-            let record = match number {
-                Some(_) if topic == lease.topic => codec::delayed(record, &target, due),
-                _ => record,
-            };
-            lease.forward(offset, topic, number, record, move || lock(&failed).push_back(again));
-        }
-        true
     }
 }
 
