@@ -71,8 +71,8 @@ pub(crate) enum Arrival {
     /// It ended under an earlier owner of the partition.
     Finished,
     /// Below one that was fetched before: the partition begins anew, because it was made again or
-    /// what was to be fetched is gone. Everything is to be fetched again from this offset on, from
-    /// which on something is not settled.
+    /// what was to be fetched is gone. Everything is to be fetched again from this offset on: what is
+    /// before it is settled.
     Backwards(i64),
 }
 
