@@ -15,7 +15,7 @@ use rdkafka::admin::AdminClient;
 use rdkafka::client::DefaultClientContext;
 use rdkafka::metadata::MetadataTopic;
 use testcontainers::{ContainerRequest, GenericImage, ImageExt};
-use tokio::sync::OnceCell;
+use tokio::sync::{Mutex, OnceCell};
 
 use crate::images::image;
 
@@ -148,6 +148,9 @@ impl Broker {
         request: ContainerRequest<GenericImage>,
         proxy: Option<Proxy>,
     ) -> Result<Self> {
+        /// Several that start at once keep each other, on a small machine, from answering in time.
+        static STARTING: Mutex<()> = Mutex::const_new(());
+        let _starting = STARTING.lock().await;
         let address = ports.address(PORT).to_string();
         let ready: Ready = Arc::new(|address| Box::pin(serves(address)));
         let request = Listener::configure(listeners, request);
