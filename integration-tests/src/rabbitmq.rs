@@ -90,7 +90,11 @@ impl Brokers {
 }
 
 impl RabbitMq {
-    async fn start(disturbed: bool) -> Result<Self> {
+    /// Starts one, with a proxy before it if it is to be disturbed.
+    ///
+    /// # Errors
+    /// The engine's, or it is not ready in time.
+    pub async fn start(disturbed: bool) -> Result<Self> {
         let mut broker = match std::env::var(URL) {
             Ok(url) => Self::given(&url).await?,
             Err(_) => {
