@@ -109,11 +109,15 @@ impl ElasticMq {
         Ok(Self { address, proxy: None, container: None })
     }
 
-    /// Starts one that keeps messages in memory only: about ten times as fast.
+    /// Starts one that keeps messages in memory only, and is several times as fast for that, unless the
+    /// environment names one.
     ///
     /// # Errors
     /// The engine's, or it is not ready in time.
     pub async fn start_in_memory() -> Result<Self> {
+        if let Ok(url) = std::env::var(URL) {
+            return Self::given(&url).await;
+        }
         let forget = "-Dmessages-storage.enabled=false";
         let request = image("JOBS_ELASTICMQ_IMAGE")?.with_env_var("JAVA_TOOL_OPTIONS", forget);
         Self::contain(request).await

@@ -49,10 +49,7 @@ impl Book {
     }
 
     fn note(&self, id: &JobId, change: impl FnOnce(&mut Entry)) {
-        // One that was pushed by an earlier run of nobody is not ours.
-        if let Some(entry) = self.entries.lock().unwrap().get_mut(id) {
-            change(entry);
-        }
+        change(self.entries.lock().unwrap().get_mut(id).expect("it was offered before"));
     }
 
     /// Jobs that were accepted and have not ended.
@@ -129,7 +126,7 @@ impl Brokers {
                 kafka:
                   driver: kafka
                   config: {{ topics: [together], auto_create_topics_enable: true }}
-                sqs: {{ driver: sqs, config: {{ queue: together, wait_time_seconds: 5 }} }}
+                sqs: {{ driver: sqs, config: {{ queue: together }} }}
                 beanstalk: {{ driver: beanstalk, config: {{ tube: together }} }}
             ",
             amqp = self.amqp.url(),
@@ -186,12 +183,9 @@ async fn until_done(books: &HashMap<&str, Arc<Book>>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "on two busy cores the others were late once in six runs: `cargo test --test together -- --ignored`"]
+#[ignore = "on two busy cores the others were late once in five runs: `cargo test --test together -- --ignored`"]
 async fn five_go_on_while_one_is_away() {
-    if somebody_elses() {
-        // Nobody's server is killed.
-        return;
-    }
+    assert!(!somebody_elses(), "brokers are killed: none may be named by the environment");
     let folder = tempfile::tempdir().unwrap();
     let brokers = Brokers::start().await.unwrap();
     let file = folder.path().join("together.db");

@@ -249,8 +249,8 @@ impl Publisher {
         }
     }
 
-    /// The producer, when a broker is connected. What the client never had is certainly not stored, which it does
-    /// not say of what it could not send.
+    /// The producer, when a broker is connected. What the client never had is certainly not stored, which
+    /// it does not say of what it could not send.
     ///
     /// # Errors
     /// `Connection`, transient: none was until the deadline.

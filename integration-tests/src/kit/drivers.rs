@@ -29,6 +29,8 @@ pub(crate) struct Driver {
     pub(crate) shared: Option<Shared>,
     /// Prints the lines of its benchmark.
     pub(crate) bench: fn(),
+    /// What that compares it with.
+    pub(crate) beside: &'static str,
 }
 
 /// All drivers, in the order of the tables.
@@ -40,6 +42,7 @@ pub(crate) const DRIVERS: &[Driver] = &[
         harness: || Arc::new(Memory::new(&[])),
         shared: None,
         bench: bench::memory::run,
+        beside: "`tokio::sync::mpsc`",
     },
     Driver {
         name: jobs_local::NAME,
@@ -48,6 +51,7 @@ pub(crate) const DRIVERS: &[Driver] = &[
         harness: || Arc::new(Local::new(&[])),
         shared: Some(|path| Arc::new(Local::at(path, &[]))),
         bench: bench::local::run,
+        beside: "a plain file to which the same bytes are appended, one sync for all that wait",
     },
     Driver {
         name: jobs_amqp::NAME,
@@ -56,6 +60,7 @@ pub(crate) const DRIVERS: &[Driver] = &[
         harness: || Arc::new(Amqp::quorum(&Arc::default())),
         shared: None,
         bench: bench::amqp::run,
+        beside: "lapin: the same persistent, mandatory, confirmed messages, ordered multiple acks",
     },
     Driver {
         name: jobs_beanstalk::NAME,
@@ -64,6 +69,7 @@ pub(crate) const DRIVERS: &[Driver] = &[
         harness: || Arc::new(Beanstalk::binlog(&Arc::new(Servers::new(Mode::Synced)))),
         shared: None,
         bench: bench::beanstalk::run,
+        beside: "beanstalkc in one plain thread for each connection",
     },
     Driver {
         name: jobs_kafka::NAME,
@@ -77,6 +83,7 @@ pub(crate) const DRIVERS: &[Driver] = &[
         harness: || Arc::new(Kafka::one(&Arc::default())),
         shared: None,
         bench: bench::kafka::run,
+        beside: "rdkafka: an idempotent producer; a consumer that copies payloads and stores offsets",
     },
     Driver {
         name: jobs_sqs::NAME,
@@ -85,6 +92,7 @@ pub(crate) const DRIVERS: &[Driver] = &[
         harness: || Arc::new(Sqs::standard(&Arc::default())),
         shared: None,
         bench: bench::sqs::run,
+        beside: "aws-sdk-sqs with batches made by hand",
     },
 ];
 

@@ -585,7 +585,8 @@ fn the_smallest_and_largest_sizes_are_taken() {
         }));
         assert_accepted(&config);
         let producer = config.producer();
-        let room: usize = producer.get("queue.buffering.max.kbytes").expect("set").parse().unwrap();
+        let room = producer.get("queue.buffering.max.kbytes").expect("set");
+        let room: usize = room.parse().expect("a number");
         assert!(room >= (256 << 10) && room << 10 > bytes);
         let payload = config.capabilities().max_payload.expect("a limit");
         assert!(payload < bytes && payload >= bytes / 2);

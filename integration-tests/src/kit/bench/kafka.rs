@@ -19,7 +19,9 @@ use rdkafka::{ClientConfig, Message as _};
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use super::{Line, PAYLOAD, Side, Stopwatch, compare, measure, median, messages, runtime, say};
+use super::{
+    Line, PAIRS, PAYLOAD, Side, Stopwatch, compare, measure, median, messages, runtime, say,
+};
 
 const PREFETCH: usize = 1_024;
 const CONSUMED: usize = 300_000;
@@ -270,7 +272,6 @@ async fn ack_all(first: Job, queue: Queue, jobs: usize) {
 fn slow(place: &Place, config: &str) {
     const IN_ORDER: usize = 200;
     const AT_ONCE: usize = 30_000;
-    const PAIRS: usize = 3;
     let runtime = runtime(tokio::runtime::Builder::new_multi_thread());
     let (raw, driver) = (raw_slow(place), driver_slow(place));
     let pair = |_| {

@@ -6,18 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
-/// What each driver's figures are compared with, and what serves both sides.
-const SIDES: [(&str, &str); 6] = [
-    ("memory", "`tokio::sync::mpsc`"),
-    ("local", "a plain file to which the same bytes are appended, one sync for all that wait"),
-    ("amqp", "lapin: the same persistent, mandatory, confirmed messages, ordered multiple acks"),
-    ("beanstalk", "beanstalkc in one plain thread for each connection"),
-    (
-        "kafka",
-        "rdkafka: an idempotent producer; a consumer that copies payloads and stores offsets",
-    ),
-    ("sqs", "aws-sdk-sqs with batches made by hand"),
-];
+use crate::drivers::DRIVERS;
 
 const CLIENTS: [&str; 6] = ["tokio", "lapin", "beanstalkc", "rdkafka", "aws-sdk-sqs", "rusqlite"];
 
@@ -64,18 +53,18 @@ impl<'a> Measured<'a> {
 
 fn text(lines: &[Measured<'_>], place: &str) -> String {
     let mut text = format!(
-        "# Benchmarks\n\nWritten by `make bench`. Each line is the median of five alternating pairs of runs, \
+        "# Benchmarks\n\nWritten by `make bench`. Each line with a `ratio` is the median of five alternating pairs of runs, \
          with {} bytes of payload: `raw` and `driver` are jobs per second of the bare client and of our driver, \
          `ratio` is the median of the ratios of the pairs, `cpu_us` and `raw_cpu_us` are microseconds of \
          processor time per job in this process. The broker runs in a container on the same machine.\n\n{place}",
         super::PAYLOAD
     );
-    for (driver, side) in SIDES {
-        let of_driver: Vec<_> = lines.iter().filter(|line| line.driver == driver).collect();
+    for driver in DRIVERS {
+        let of_driver: Vec<_> = lines.iter().filter(|line| line.driver == driver.name).collect();
         if of_driver.is_empty() {
             continue;
         }
-        let _ = writeln!(text, "\n## `{driver}` beside {side}");
+        let _ = writeln!(text, "\n## `{}` beside {}", driver.name, driver.beside);
         for table in of_driver.chunk_by(|one, other| one.names().eq(other.names())) {
             let names: Vec<_> = table[0].names().collect();
             let _ = writeln!(text, "\n| op | {} |", names.join(" | "));
