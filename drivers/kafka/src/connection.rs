@@ -214,10 +214,33 @@ pub(crate) fn create_topic(
             }
         }
     }
-    learn_of(admin.inner(), topic.name, deadline)
+    let partitions = learn_of(admin.inner(), topic.name, deadline)?;
+    leaders_serve(admin.inner(), topic.name, partitions, deadline)
 }
 
-/// Waits until a client knows that a topic exists, and all its leaders. Blocks.
+/// Waits until the leaders of a topic that was just made lead it: metadata names them before they know of
+/// it, and a producer that is faster than that may lose a record ([`error::unproved`]). Blocks.
+fn leaders_serve<C: ClientContext>(
+    client: &Client<C>,
+    topic: &str,
+    partitions: i32,
+    deadline: Instant,
+) -> Result<()> {
+    let left = || deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+    for partition in 0..partitions {
+        while let Err(found) = client.fetch_watermarks(topic, partition, left()) {
+            let error = error::failed("create a topic", &found);
+            let unheard_of = error.is_retryable() || error.kind() == ErrorKind::NotFound;
+            if !unheard_of || Instant::now() >= deadline {
+                return Err(error.with_context(format!("topic {topic}, partition {partition}")));
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+    Ok(())
+}
+
+/// Waits until a client knows that a topic exists, and all its leaders. The number of its partitions. Blocks.
 ///
 /// # Errors
 /// That of the last answer before the deadline, or `Timeout` if there are no leaders yet.
@@ -225,10 +248,10 @@ pub(crate) fn learn_of<C: ClientContext>(
     client: &Client<C>,
     topic: &str,
     deadline: Instant,
-) -> Result<()> {
+) -> Result<i32> {
     loop {
         match partitions(client, topic, deadline) {
-            Ok(count) if count > 0 => return Ok(()),
+            Ok(count) if count > 0 => return Ok(count),
             Err(error) if Instant::now() >= deadline => return Err(error),
             _ if Instant::now() >= deadline => {
                 let context = format!("topic {topic} has no leaders yet");
@@ -279,7 +302,7 @@ pub(crate) fn check_topic(
     }
     match partitions(admin.inner(), topic.name, deadline)? {
         0 => Ok(()),
-        count if i32::try_from(count) == Ok(topic.partitions) => Ok(()),
+        count if count == topic.partitions => Ok(()),
         count => wrong("partitions", &topic.partitions.to_string(), &count.to_string()),
     }
 }
@@ -292,7 +315,7 @@ pub(crate) fn partitions<C: ClientContext>(
     client: &Client<C>,
     topic: &str,
     deadline: Instant,
-) -> Result<usize> {
+) -> Result<i32> {
     let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
     let metadata = client.fetch_metadata(Some(topic), left);
     let metadata = metadata.map_err(|found| error::failed("look for a topic", &found))?;
@@ -302,7 +325,8 @@ pub(crate) fn partitions<C: ClientContext>(
             None => {
                 let led =
                     found.partitions().iter().all(|one| one.error().is_none() && one.leader() >= 0);
-                return Ok(if led { found.partitions().len() } else { 0 });
+                let count = i32::try_from(found.partitions().len()).unwrap_or(i32::MAX);
+                return Ok(if led { count } else { 0 });
             }
             Some(code) => KafkaError::MetadataFetch(code.into()),
         },

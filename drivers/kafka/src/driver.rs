@@ -171,13 +171,12 @@ impl KafkaDriver {
             self.ensure_delays(deadline).await?;
             found = self.learn_of(&topic, deadline).await?;
         }
-        let found = i32::try_from(found).unwrap_or(i32::MAX);
         Ok(partition.map_or(found > 0, |partition| partition < found))
     }
 
     /// Asks for the partitions of a topic by the producer's own client, which learns of it by this. Once,
     /// and again until the deadline while there are none.
-    async fn learn_of(&self, topic: &str, deadline: Instant) -> Result<usize> {
+    async fn learn_of(&self, topic: &str, deadline: Instant) -> Result<i32> {
         const LOOK: Duration = Duration::from_millis(50);
         let (producer, topic) = (self.hub.publisher.producer("push")?, topic.to_owned());
         let answer = Instant::now() + self.hub.config.connect_timeout;

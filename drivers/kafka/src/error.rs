@@ -12,6 +12,16 @@ pub(crate) fn push(error: &KafkaError) -> Error {
     if may_be_stored(error) { mapped.maybe_stored() } else { mapped }
 }
 
+/// The client says of a record that it is stored, and not where: it took it for granted, because a later one
+/// of the partition is.
+///
+/// A broker that has just begun to lead a partition refuses the first request of a producer and takes the
+/// second, if it learns of the partition in between (KAFKA-15591). Then the first is stored nowhere.
+pub(crate) fn unproved(topic: &str) -> Error {
+    let error = Error::new(ErrorKind::Broker, "push").with_driver(NAME).transient().maybe_stored();
+    error.with_context(format!("topic {topic}: no broker has said where the record is stored"))
+}
+
 /// Any other failure, met in `operation`.
 pub(crate) fn failed(operation: &'static str, error: &KafkaError) -> Error {
     let (kind, transient) = classify(error);

@@ -101,7 +101,7 @@ fn count(
     deadline: Instant,
 ) -> Result<u64> {
     let all = connection::partitions(client.client(), topic, deadline)?;
-    let all: Vec<i32> = (0..).take(all).collect();
+    let all: Vec<i32> = (0..all).collect();
     let mut list = TopicPartitionList::new();
     for partition in only.unwrap_or(&all) {
         list.add_partition(topic, *partition);

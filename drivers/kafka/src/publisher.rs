@@ -109,7 +109,8 @@ impl ProducerContext for Confirms {
 
     fn delivery(&self, result: &DeliveryResult<'_>, report: Box<Report>) {
         match result {
-            Ok(_) => report.tell(Ok(())),
+            Ok(message) if message.offset() >= 0 => report.tell(Ok(())),
+            Ok(message) => report.tell(Err(error::unproved(message.topic()))),
             Err((error, message)) => {
                 if error::is_fatal(error) {
                     self.fatal.store(true, Ordering::Release);
@@ -344,5 +345,63 @@ impl Drop for Publisher {
 impl fmt::Debug for Publisher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Publisher").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jobs_core::{Options, Pipeline};
+    use rdkafka::message::OwnedHeaders;
+    use rdkafka::mocking::MockCluster;
+    use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+    use serde_json::json;
+
+    use super::*;
+
+    /// Too large for two of them to share a request.
+    const LARGE: usize = 1_000;
+
+    fn publisher(brokers: &str) -> Publisher {
+        let options = json!({
+            "brokers": [brokers],
+            "topic": "orders",
+            "producer_options": { "max_message_bytes": LARGE * 3 / 2 },
+        });
+        let options = Options::from_value("p.config", options).expect("a map");
+        let pipeline = Pipeline::with_options("p", "kafka", options).expect("common options");
+        let shared = Options::from_value("kafka", json!({})).expect("a map");
+        let config = KafkaConfig::read(&shared, &pipeline).expect("valid");
+        Publisher::new(&Arc::new(config), &Arc::new(Health::new("p"))).expect("a producer")
+    }
+
+    #[tokio::test]
+    async fn a_record_that_a_later_one_vouches_for_may_not_be_stored() {
+        let cluster = MockCluster::new(1).expect("a cluster");
+        cluster.create_topic("orders", 1, 1).expect("a topic");
+        let publisher = publisher(&cluster.bootstrap_servers());
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let begin = || {
+            let record = Record {
+                key: None,
+                payload: vec![b'x'; LARGE].into(),
+                headers: OwnedHeaders::new(),
+            };
+            publisher.begin("orders".into(), Some(0), record, deadline)
+        };
+        confirmed(begin().await.expect("taken")).await.expect("stored");
+
+        // Both are on their way when the first is refused.
+        cluster.broker_round_trip_time(1, Duration::from_millis(200)).expect("slow");
+        let refusal = RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION;
+        cluster.request_errors(RDKafkaApiKey::Produce, &[refusal]);
+        let (first, second) = (begin().await.expect("taken"), begin().await.expect("taken"));
+        let (first, second) = (confirmed(first).await, confirmed(second).await);
+
+        let producer = publisher.producer("look").expect("a producer");
+        let stored = producer.client().fetch_watermarks("orders", 0, Duration::from_secs(10));
+        assert_eq!(stored.expect("an answer"), (0, 2), "the first is not stored");
+        second.expect("stored");
+        let error = first.expect_err("nobody knows");
+        assert!(error.may_be_stored() && error.is_retryable(), "{error}");
     }
 }

@@ -311,7 +311,7 @@ fn expect(answers: Vec<rdkafka::admin::TopicResult>, fine: RDKafkaErrorCode) -> 
     Ok(())
 }
 
-/// A fresh topic answers that its partitions have no leader yet.
+/// A fresh topic answers that its partitions have no leader yet, and then its leaders do not know it yet.
 fn await_leaders(admin: &Admin, topic: &str, partitions: i32) -> Result<()> {
     let end = Instant::now() + STORED;
     loop {
@@ -320,7 +320,8 @@ fn await_leaders(admin: &Admin, topic: &str, partitions: i32) -> Result<()> {
         let led = found.map_or(0, |topic| {
             topic.partitions().iter().filter(|partition| partition.leader() >= 0).count()
         });
-        if i32::try_from(led).is_ok_and(|led| led == partitions) {
+        let leads = |partition| admin.inner().fetch_watermarks(topic, partition, PATIENCE).is_ok();
+        if i32::try_from(led).is_ok_and(|led| led == partitions) && (0..partitions).all(leads) {
             return Ok(());
         }
         if Instant::now() >= end {
