@@ -8,6 +8,7 @@
 pub mod amqp;
 pub mod beanstalk;
 pub mod beanstalkd;
+pub mod brokers;
 pub mod elasticmq;
 pub mod gate;
 mod images;

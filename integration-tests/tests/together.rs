@@ -7,13 +7,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use integration_tests::beanstalkd::{Beanstalkd, Mode};
-use integration_tests::elasticmq::ElasticMq;
-use integration_tests::kafkad::{self, Broker};
-use integration_tests::rabbitmq::{self, RabbitMq};
+use integration_tests::brokers::Brokers;
 use jobs::{Bytes, Context, HandlerError, JobId, Jobs, Message, Worker};
-use jobs_core::Result;
-use jobs_kit::Fault;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
@@ -72,51 +67,10 @@ impl Book {
     }
 }
 
-/// One broker of each kind, of our own: they are killed.
-struct Brokers {
-    amqp: RabbitMq,
-    kafka: Broker,
-    sqs: ElasticMq,
-    beanstalk: Beanstalkd,
-}
-
-impl Brokers {
-    async fn start() -> Result<Self> {
-        let (amqp, kafka, sqs, beanstalk) = tokio::try_join!(
-            RabbitMq::start(false),
-            Broker::start(),
-            ElasticMq::start(false),
-            Beanstalkd::start(Mode::Synced, false),
-        )?;
-        Ok(Self { amqp, kafka, sqs, beanstalk })
-    }
-
-    async fn kill(&self, name: &str) -> Result<()> {
-        match name {
-            "amqp" => self.amqp.begin(Fault::Kill).await,
-            "kafka" => self.kafka.begin(Fault::Kill).await,
-            "sqs" => self.sqs.begin(Fault::Kill).await,
-            _ => self.beanstalk.begin(Fault::Kill).await,
-        }
-    }
-
-    async fn bring_back(&self, name: &str) -> Result<()> {
-        match name {
-            "amqp" => self.amqp.end(Fault::Kill).await,
-            "kafka" => self.kafka.end(Fault::Kill).await,
-            "sqs" => self.sqs.end(Fault::Kill).await,
-            _ => self.beanstalk.end(Fault::Kill).await,
-        }
-    }
-
-    fn configuration(&self, file: &str) -> String {
-        format!(
-            "
+fn configuration(sections: &str, file: &str) -> String {
+    format!(
+        "{sections}
             version: '3'
-            amqp: {{ addr: '{amqp}' }}
-            kafka: {{ brokers: ['{kafka}'] }}
-            sqs: {{ endpoint: '{sqs}', key: x, secret: x }}
-            beanstalk: {{ addr: '{beanstalk}' }}
             jobs:
               consume: [memory, local, amqp, kafka, sqs, beanstalk]
               pipelines:
@@ -128,20 +82,8 @@ impl Brokers {
                   config: {{ topics: [together], auto_create_topics_enable: true }}
                 sqs: {{ driver: sqs, config: {{ queue: together }} }}
                 beanstalk: {{ driver: beanstalk, config: {{ tube: together }} }}
-            ",
-            amqp = self.amqp.url(),
-            kafka = self.kafka.brokers(),
-            sqs = self.sqs.url(),
-            beanstalk = self.beanstalk.url(),
-        )
-    }
-}
-
-fn somebody_elses() -> bool {
-    rabbitmq::is_given()
-        || kafkad::is_given()
-        || integration_tests::elasticmq::is_given()
-        || integration_tests::beanstalkd::is_given()
+        "
+    )
 }
 
 /// Offers a pipeline a job every twenty milliseconds, whatever became of the last one.
@@ -185,11 +127,11 @@ async fn until_done(books: &HashMap<&str, Arc<Book>>) {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "on two busy cores the others were late once in five runs: `cargo test --test together -- --ignored`"]
 async fn five_go_on_while_one_is_away() {
-    assert!(!somebody_elses(), "brokers are killed: none may be named by the environment");
     let folder = tempfile::tempdir().unwrap();
     let brokers = Brokers::start().await.unwrap();
     let file = folder.path().join("together.db");
-    let jobs = Jobs::from_yaml(&brokers.configuration(file.to_str().unwrap())).await.unwrap();
+    let configuration = configuration(&brokers.sections(), file.to_str().unwrap());
+    let jobs = Jobs::from_yaml(&configuration).await.unwrap();
     let books: HashMap<_, _> = PIPELINES.map(|name| (name, Arc::<Book>::default())).into();
 
     let noted = books.clone();
