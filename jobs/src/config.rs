@@ -84,7 +84,7 @@ impl Config {
         }
     }
 
-    /// Reads a YAML file, in the shape described on the [front page](crate).
+    /// Reads a YAML file, in the shape that [the guide](crate::guide::configure) describes.
     ///
     /// # Errors
     /// `Config` if the file cannot be read or is no YAML (a key that stands twice included). All

@@ -4,6 +4,7 @@ mod config;
 mod consumer;
 mod control;
 mod drivers;
+pub mod guide;
 mod pipeline;
 mod worker;
 
