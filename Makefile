@@ -25,7 +25,7 @@ demo:
 	$(CARGO) run --profile demo -p jobs --example quickstart -- $(DIR)
 
 test: check features docs images
-	$(CARGO) test --workspace --all-features
+	$(CARGO) test --workspace --all-features --no-fail-fast
 	$(MAKE) audit
 
 check:

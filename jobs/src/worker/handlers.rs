@@ -36,7 +36,7 @@ type Handling = BoxFuture<'static, Result<(), HandlerError>>;
 #[derive(Debug)]
 pub(super) struct Ended {
     pub(super) outcome: Outcome,
-    /// None also when the handler asked for the outcome.
+    /// None if the job is done.
     pub(super) failure: Option<Failure>,
 }
 

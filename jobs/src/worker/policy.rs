@@ -10,7 +10,7 @@ use super::error::{HandlerError, Wish};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Failure {
-    /// The handler answered an error and asked for nothing particular.
+    /// The handler answered an error. What it asked for comes before a policy.
     Error,
     /// The handler panicked.
     Panic,
