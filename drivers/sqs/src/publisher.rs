@@ -171,7 +171,7 @@ impl Sender {
 
 impl Carrier for Requests {
     type Item = Entry;
-    const FEW: usize = 4;
+    const FEW: usize = 2;
 
     fn cut(&self, waiting: &mut VecDeque<Entry>) -> Vec<Entry> {
         let limit = self.limit.load(Ordering::Relaxed);
