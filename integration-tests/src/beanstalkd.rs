@@ -7,13 +7,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jobs_core::{Error, ErrorKind, Result};
-use jobs_kit::{Container, Fault, Proxy, Ready};
+use jobs_core::Result;
+use jobs_kit::{Container, Proxy, Ready};
 use testcontainers::{ContainerRequest, GenericImage, ImageExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
 
+use crate::control::{Control, not_started, wrong};
 use crate::images::image;
 
 pub use operator::Operator;
@@ -63,8 +64,8 @@ pub struct Servers {
 pub struct Beanstalkd {
     /// Without the proxy.
     address: SocketAddr,
-    proxy: Option<Proxy>,
-    container: Option<Container>,
+    /// How it is disturbed.
+    pub control: Control,
 }
 
 /// True if the server is somebody else's: it can be cut off, but not killed.
@@ -109,7 +110,7 @@ impl Beanstalkd {
         };
         if disturbed {
             let proxy = Proxy::start_framed(server.address, frames::length);
-            server.proxy = Some(proxy.map_err(|error| wrong("start a proxy", error))?);
+            server.control.proxy = Some(proxy.map_err(|error| wrong("start a proxy", error))?);
         }
         Ok(server)
     }
@@ -119,7 +120,7 @@ impl Beanstalkd {
         let mut found = tokio::net::lookup_host(place).await.map_err(|error| wrong(URL, error))?;
         let address = found.find(SocketAddr::is_ipv4);
         let address = address.ok_or_else(|| wrong(URL, "the host has no IPv4 address"))?;
-        Ok(Self { address, proxy: None, container: None })
+        Ok(Self { address, control: Control::default() })
     }
 
     async fn contain(mode: Mode) -> Result<Self> {
@@ -127,33 +128,22 @@ impl Beanstalkd {
         let request: ContainerRequest<GenericImage> = image.with_cmd(mode.command());
         let ready: Ready = Arc::new(|address| Box::pin(answers(address)));
         let container = Container::start(request, &[PORT], ready, DEADLINE).await;
-        let container = container.map_err(|error| {
-            let hint = format!("{error}: run `compose/images beanstalk`, or set {URL}");
-            Error::new(error.kind(), "start beanstalkd").with_context(hint).with_source(error)
-        })?;
+        let container =
+            container.map_err(|error| not_started(error, "start beanstalkd", "beanstalk", URL))?;
         let address = container.address(PORT);
-        Ok(Self { address, proxy: None, container: Some(container) })
+        Ok(Self { address, control: Control::of(container) })
     }
 
     /// Where a driver connects: to the proxy, if there is one.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("tcp://{}", self.proxy.as_ref().map_or(self.address, Proxy::address))
+        format!("tcp://{}", self.control.way_to(self.address))
     }
 
     /// Where it is itself.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
-    }
-
-    /// The proxy before it.
-    ///
-    /// # Panics
-    /// If it is not the one that is disturbed.
-    #[must_use]
-    pub fn proxy(&self) -> &Proxy {
-        self.proxy.as_ref().expect("the server that is disturbed has a proxy")
     }
 
     /// A connection past the proxy, to look and to do what operators do.
@@ -170,46 +160,8 @@ impl Beanstalkd {
     /// If it is not ours, or the engine's.
     pub async fn signal(&self, name: &str) -> Result<()> {
         let kill = format!("kill -{name} 1");
-        self.container()?.run(["sh", "-c", &kill]).await.map(drop)
+        self.control.container()?.run(["sh", "-c", &kill]).await.map(drop)
     }
-
-    fn container(&self) -> Result<&Container> {
-        self.container.as_ref().ok_or_else(|| {
-            Error::new(ErrorKind::Unsupported, "control a server")
-                .with_context(format!("{URL} is set: it is somebody else's"))
-        })
-    }
-
-    /// Begins a fault.
-    ///
-    /// # Errors
-    /// The engine's.
-    pub async fn begin(&self, fault: Fault) -> Result<()> {
-        match (fault, &self.container) {
-            (Fault::Kill, _) => self.container()?.kill().await,
-            (Fault::Stall, Some(container)) => container.pause().await,
-            _ => self.proxy().begin(fault).await,
-        }
-    }
-
-    /// Ends a fault.
-    ///
-    /// # Errors
-    /// The engine's, or it does not come back in time.
-    pub async fn end(&self, fault: Fault) -> Result<()> {
-        match (fault, &self.container) {
-            (Fault::Kill, _) => self.container()?.restart().await,
-            (Fault::Stall, Some(container)) => container.unpause().await,
-            _ => {
-                self.proxy().restore();
-                Ok(())
-            }
-        }
-    }
-}
-
-fn wrong(what: &'static str, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
-    Error::new(ErrorKind::InvalidState, what).with_source(error)
 }
 
 /// Asks something and expects the answer.

@@ -4,6 +4,7 @@ use jobs_core::Result;
 use jobs_kit::Fault;
 
 use crate::beanstalkd::{self, Beanstalkd, Mode};
+use crate::control::Control;
 use crate::elasticmq::{self, ElasticMq};
 use crate::kafkad::{self, Broker};
 use crate::rabbitmq::{self, RabbitMq};
@@ -62,12 +63,7 @@ impl Brokers {
     /// # Errors
     /// It cannot be killed.
     pub async fn kill(&self, driver: &str) -> Result<()> {
-        match driver {
-            jobs_amqp::NAME => self.amqp.begin(Fault::Kill).await,
-            jobs_kafka::NAME => self.kafka.begin(Fault::Kill).await,
-            jobs_sqs::NAME => self.sqs.begin(Fault::Kill).await,
-            _ => self.beanstalk.begin(Fault::Kill).await,
-        }
+        self.control(driver).begin(Fault::Kill).await
     }
 
     /// Starts the broker of a driver again, with what it had stored.
@@ -75,11 +71,16 @@ impl Brokers {
     /// # Errors
     /// It does not start.
     pub async fn bring_back(&self, driver: &str) -> Result<()> {
+        self.control(driver).end(Fault::Kill).await
+    }
+
+    fn control(&self, driver: &str) -> &Control {
         match driver {
-            jobs_amqp::NAME => self.amqp.end(Fault::Kill).await,
-            jobs_kafka::NAME => self.kafka.end(Fault::Kill).await,
-            jobs_sqs::NAME => self.sqs.end(Fault::Kill).await,
-            _ => self.beanstalk.end(Fault::Kill).await,
+            jobs_amqp::NAME => &self.amqp.control,
+            jobs_kafka::NAME => &self.kafka.control,
+            jobs_sqs::NAME => &self.sqs.control,
+            jobs_beanstalk::NAME => &self.beanstalk.control,
+            _ => panic!("{driver} has no broker"),
         }
     }
 }

@@ -7,13 +7,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jobs_core::{Error, ErrorKind, Result};
-use jobs_kit::{Container, Fault, Proxy, Ready};
+use jobs_core::Result;
+use jobs_kit::{Container, Proxy, Ready};
 use testcontainers::{ContainerRequest, GenericImage, ImageExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
 
+use crate::control::{Control, not_started, wrong};
 use crate::images::image;
 
 pub use frames::{action, answers};
@@ -39,8 +40,8 @@ pub struct Servers {
 pub struct ElasticMq {
     /// Without the proxy.
     address: SocketAddr,
-    proxy: Option<Proxy>,
-    container: Option<Container>,
+    /// How it is disturbed.
+    pub control: Control,
 }
 
 /// True if the server is somebody else's: it can be cut off, but not killed.
@@ -79,8 +80,8 @@ impl Servers {
     pub async fn proxied(&self) -> Result<&ElasticMq> {
         let proxied = async || {
             let address = self.shared().await?.address;
-            let proxy = Some(proxy_before(address)?);
-            Ok(ElasticMq { address, proxy, container: None })
+            let control = Control { proxy: Some(proxy_before(address)?), container: None };
+            Ok(ElasticMq { address, control })
         };
         self.proxied.get_or_try_init(proxied).await
     }
@@ -97,7 +98,7 @@ impl ElasticMq {
             Err(_) => Self::contain(image("JOBS_ELASTICMQ_IMAGE")?.into()).await?,
         };
         if disturbed {
-            server.proxy = Some(proxy_before(server.address)?);
+            server.control.proxy = Some(proxy_before(server.address)?);
         }
         Ok(server)
     }
@@ -106,7 +107,7 @@ impl ElasticMq {
         let place = url.strip_prefix("http://").unwrap_or(url).trim_end_matches('/');
         let mut found = tokio::net::lookup_host(place).await.map_err(|error| wrong(URL, error))?;
         let address = found.next().ok_or_else(|| wrong(URL, "the host has no address"))?;
-        Ok(Self { address, proxy: None, container: None })
+        Ok(Self { address, control: Control::default() })
     }
 
     /// Starts one that keeps messages in memory only, and is several times as fast for that, unless the
@@ -126,18 +127,16 @@ impl ElasticMq {
     async fn contain(request: ContainerRequest<GenericImage>) -> Result<Self> {
         let ready: Ready = Arc::new(|address| Box::pin(speaks_sqs(address)));
         let container = Container::start(request, &[PORT], ready, DEADLINE).await;
-        let container = container.map_err(|error| {
-            let hint = format!("{error}: run `compose/images sqs`, or set {URL}");
-            Error::new(error.kind(), "start ElasticMQ").with_context(hint).with_source(error)
-        })?;
+        let container =
+            container.map_err(|error| not_started(error, "start ElasticMQ", "sqs", URL))?;
         let address = container.address(PORT);
-        Ok(Self { address, proxy: None, container: Some(container) })
+        Ok(Self { address, control: Control::of(container) })
     }
 
     /// Where a driver connects: to the proxy, if there is one.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("http://{}", self.proxy.as_ref().map_or(self.address, Proxy::address))
+        format!("http://{}", self.control.way_to(self.address))
     }
 
     /// Where it is itself.
@@ -146,62 +145,15 @@ impl ElasticMq {
         self.address
     }
 
-    /// The proxy before it.
-    ///
-    /// # Panics
-    /// If it is not one that is disturbed.
-    #[must_use]
-    pub fn proxy(&self) -> &Proxy {
-        self.proxy.as_ref().expect("a server that is disturbed has a proxy")
-    }
-
     /// The bare client past the proxy, to look and to do what others do.
     #[must_use]
     pub fn operator(&self) -> Operator {
         Operator::at(&format!("http://{}", self.address))
     }
-
-    fn container(&self) -> Result<&Container> {
-        self.container.as_ref().ok_or_else(|| {
-            Error::new(ErrorKind::Unsupported, "control a server")
-                .with_context("it is somebody else's, or shared")
-        })
-    }
-
-    /// Begins a fault.
-    ///
-    /// # Errors
-    /// The engine's.
-    pub async fn begin(&self, fault: Fault) -> Result<()> {
-        match (fault, &self.container) {
-            (Fault::Kill, _) => self.container()?.kill().await,
-            (Fault::Stall, Some(container)) => container.pause().await,
-            _ => self.proxy().begin(fault).await,
-        }
-    }
-
-    /// Ends a fault.
-    ///
-    /// # Errors
-    /// The engine's, or it does not come back in time.
-    pub async fn end(&self, fault: Fault) -> Result<()> {
-        match (fault, &self.container) {
-            (Fault::Kill, _) => self.container()?.restart().await,
-            (Fault::Stall, Some(container)) => container.unpause().await,
-            _ => {
-                self.proxy().restore();
-                Ok(())
-            }
-        }
-    }
 }
 
 fn proxy_before(address: SocketAddr) -> Result<Proxy> {
     Proxy::start_framed(address, frames::length).map_err(|error| wrong("start a proxy", error))
-}
-
-fn wrong(what: &'static str, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
-    Error::new(ErrorKind::InvalidState, what).with_source(error)
 }
 
 /// Asks for the queues and expects an answer. By hand: a client would leave a task behind.

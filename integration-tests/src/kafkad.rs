@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jobs_core::{Error, ErrorKind, Result};
-use jobs_kit::{Container, Fault, Ports, Proxy, Ready};
+use jobs_kit::{Container, Ports, Proxy, Ready};
 use rdkafka::ClientConfig;
 use rdkafka::admin::AdminClient;
 use rdkafka::client::DefaultClientContext;
@@ -17,6 +17,7 @@ use rdkafka::metadata::MetadataTopic;
 use testcontainers::{ContainerRequest, GenericImage, ImageExt};
 use tokio::sync::{Mutex, OnceCell};
 
+use crate::control::{Control, not_started, wrong};
 use crate::images::image;
 
 pub use guest::Guest;
@@ -50,8 +51,8 @@ pub struct Brokers {
 pub struct Broker {
     /// Without the proxy.
     address: String,
-    proxy: Option<Proxy>,
-    container: Option<Container>,
+    /// How it is disturbed.
+    pub control: Control,
 }
 
 /// True if the broker is somebody else's. It sends its clients to itself, past any proxy, so that it
@@ -104,7 +105,7 @@ impl Broker {
     /// The engine's, or it is not ready in time.
     pub async fn start() -> Result<Self> {
         if let Ok(address) = std::env::var(BROKERS) {
-            return Ok(Self { address, proxy: None, container: None });
+            return Ok(Self { address, control: Control::default() });
         }
         let ports = Ports::reserve(&[PORT])?;
         let listeners = [Listener::new("PLAINTEXT", PORT, ports.address(PORT).to_string())];
@@ -155,24 +156,22 @@ impl Broker {
         let ready: Ready = Arc::new(|address| Box::pin(serves(address)));
         let request = Listener::configure(listeners, request);
         let container = Container::start_on(ports, request, ready, DEADLINE).await;
-        let container = container.map_err(|error| {
-            let hint = format!("{error}: run `compose/images kafka`, or set {BROKERS}");
-            Error::new(error.kind(), "start Kafka").with_context(hint).with_source(error)
-        })?;
-        Ok(Self { address, proxy, container: Some(container) })
+        let container =
+            container.map_err(|error| not_started(error, "start Kafka", "kafka", BROKERS))?;
+        Ok(Self { address, control: Control { proxy, container: Some(container) } })
     }
 
     /// Where a driver connects: to the proxy, if there is one.
     #[must_use]
     pub fn brokers(&self) -> String {
-        let proxied = self.proxy.as_ref().map(|proxy| proxy.address().to_string());
+        let proxied = self.control.proxy.as_ref().map(|proxy| proxy.address().to_string());
         proxied.unwrap_or_else(|| self.address.clone())
     }
 
     /// Where its TLS is, if it was started with that.
     #[must_use]
     pub fn encrypted(&self) -> String {
-        let address = self.container.as_ref().map(|container| container.address(ENCRYPTED));
+        let address = self.control.container.as_ref().map(|container| container.address(ENCRYPTED));
         format!("localhost:{}", address.map_or(ENCRYPTED, |address| address.port()))
     }
 
@@ -200,7 +199,7 @@ impl Broker {
         let java = ["java", "-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"];
         let tool = ["-cp", "/opt/kafka/libs/*", class, "--bootstrap-server", &place];
         let line = java.iter().chain(&tool).chain(arguments);
-        self.container()?.run(line.copied()).await
+        self.control.container()?.run(line.copied()).await
     }
 
     async fn add_user(&self, user: &str, password: &str) -> Result<()> {
@@ -208,44 +207,6 @@ impl Broker {
         let user =
             ["--alter", "--add-config", &secret, "--entity-type", "users", "--entity-name", user];
         self.tool("kafka.admin.ConfigCommand", &user).await.map(drop)
-    }
-
-    fn container(&self) -> Result<&Container> {
-        self.container.as_ref().ok_or_else(|| {
-            Error::new(ErrorKind::Unsupported, "control a broker")
-                .with_context(format!("{BROKERS} is set: it is somebody else's"))
-        })
-    }
-
-    fn proxy(&self) -> Result<&Proxy> {
-        self.proxy.as_ref().ok_or_else(|| Error::new(ErrorKind::Unsupported, "cut off a broker"))
-    }
-
-    /// Begins a fault other than [`Fault::Rebalance`], which is of a group.
-    ///
-    /// # Errors
-    /// The engine's.
-    pub async fn begin(&self, fault: Fault) -> Result<()> {
-        match fault {
-            Fault::Kill => self.container()?.kill().await,
-            Fault::Stall => self.container()?.pause().await,
-            _ => self.proxy()?.begin(fault).await,
-        }
-    }
-
-    /// Ends a fault other than [`Fault::Rebalance`].
-    ///
-    /// # Errors
-    /// The engine's, or it does not come back in time.
-    pub async fn end(&self, fault: Fault) -> Result<()> {
-        match fault {
-            Fault::Kill => self.container()?.restart().await,
-            Fault::Stall => self.container()?.unpause().await,
-            _ => {
-                self.proxy()?.restore();
-                Ok(())
-            }
-        }
     }
 }
 
@@ -296,10 +257,6 @@ fn request() -> Result<ContainerRequest<GenericImage>> {
         .with_env_var("KAFKA_AUTO_CREATE_TOPICS_ENABLE", "false")
         .with_env_var("KAFKA_GROUP_MIN_SESSION_TIMEOUT_MS", "1000")
         .with_env_var("KAFKA_HEAP_OPTS", "-Xms128m -Xmx512m"))
-}
-
-fn wrong(what: &'static str, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
-    Error::new(ErrorKind::InvalidState, what).with_source(error)
 }
 
 fn failed(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {

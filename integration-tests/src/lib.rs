@@ -9,6 +9,7 @@ pub mod amqp;
 pub mod beanstalk;
 pub mod beanstalkd;
 pub mod brokers;
+pub mod control;
 pub mod elasticmq;
 pub mod gate;
 mod images;

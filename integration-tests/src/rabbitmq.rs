@@ -10,13 +10,14 @@ use std::time::Duration;
 
 use futures::TryFutureExt;
 use jobs_core::{Error, ErrorKind, Result};
-use jobs_kit::{Container, Fault, Proxy, Ready};
+use jobs_kit::{Container, Proxy, Ready};
 use lapin::uri::AMQPUri;
 use testcontainers::{ContainerRequest, GenericImage, ImageExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
 
+use crate::control::{Control, not_started, wrong};
 use crate::images::image;
 
 pub use frames::{Method, method};
@@ -47,8 +48,8 @@ pub struct RabbitMq {
     uri: AMQPUri,
     /// Without the proxy.
     address: SocketAddr,
-    proxy: Option<Proxy>,
-    container: Option<Container>,
+    /// How it is disturbed.
+    pub control: Control,
 }
 
 /// True if the broker is somebody else's: it can be cut off, but not killed or asked for favours.
@@ -104,7 +105,7 @@ impl RabbitMq {
         };
         if disturbed {
             let proxy = Proxy::start_framed(broker.address, frames::length);
-            broker.proxy = Some(proxy.map_err(|e| wrong("start a proxy", e))?);
+            broker.control.proxy = Some(proxy.map_err(|e| wrong("start a proxy", e))?);
         }
         Ok(broker)
     }
@@ -116,7 +117,7 @@ impl RabbitMq {
         let (host, port) = (uri.authority.host.clone(), uri.authority.port);
         let mut found = tokio::net::lookup_host((host, port)).await.map_err(|e| wrong(URL, e))?;
         let address = found.next().ok_or_else(|| wrong(URL, "the host has no address"))?;
-        Ok(Self { uri, address, proxy: None, container: None })
+        Ok(Self { uri, address, control: Control::default() })
     }
 
     async fn contain(
@@ -129,12 +130,10 @@ impl RabbitMq {
         let request =
             request.with_copy_to("/etc/rabbitmq/advanced.config", SETTINGS.as_bytes().to_vec());
         let container = Container::start(request, ports, ready, DEADLINE).await;
-        let container = container.map_err(|error| {
-            let hint = format!("{error}: run `compose/images amqp`, or set {URL}");
-            Error::new(error.kind(), "start RabbitMQ").with_context(hint).with_source(error)
-        })?;
+        let container =
+            container.map_err(|error| not_started(error, "start RabbitMQ", "amqp", URL))?;
         let address = container.address(PORT);
-        Ok(Self { uri: AMQPUri::default(), address, proxy: None, container: Some(container) })
+        Ok(Self { uri: AMQPUri::default(), address, control: Control::of(container) })
     }
 
     async fn start_encrypted() -> Result<(Self, Authority)> {
@@ -158,14 +157,13 @@ impl RabbitMq {
     /// As [`url`](Self::url), changed.
     #[must_use]
     pub fn url_with(&self, change: impl FnOnce(&mut AMQPUri)) -> String {
-        let proxied = self.proxy.as_ref().map(Proxy::address);
-        self.url_of(proxied.unwrap_or(self.address), change)
+        self.url_of(self.control.way_to(self.address), change)
     }
 
     /// Where its TLS is, if it was started with that.
     #[must_use]
     pub fn encrypted_url(&self) -> String {
-        let address = self.container.as_ref().map(|container| container.address(TLS_PORT));
+        let address = self.control.container.as_ref().map(|container| container.address(TLS_PORT));
         let port = address.map_or(TLS_PORT, |address| address.port());
         format!("amqps://guest:guest@localhost:{port}/%2f")
     }
@@ -178,15 +176,6 @@ impl RabbitMq {
         let (user, vhost) = (&uri.authority.userinfo, uri.vhost.replace('/', "%2f"));
         let (host, port) = (&uri.authority.host, uri.authority.port);
         format!("amqp://{}:{}@{host}:{port}/{vhost}", user.username, user.password)
-    }
-
-    /// The proxy before it.
-    ///
-    /// # Panics
-    /// If it is not the one that is disturbed.
-    #[must_use]
-    pub fn proxy(&self) -> &Proxy {
-        self.proxy.as_ref().expect("the broker that is disturbed has a proxy")
     }
 
     /// A connection past the proxy, to look and to do what operators do.
@@ -202,7 +191,7 @@ impl RabbitMq {
     /// # Errors
     /// If the broker is not ours, or the command fails.
     pub async fn control(&self, arguments: &[&str]) -> Result<String> {
-        let container = self.container()?;
+        let container = self.control.container()?;
         container.run(["rabbitmqctl"].iter().chain(arguments).copied()).await
     }
 
@@ -215,44 +204,6 @@ impl RabbitMq {
     pub async fn sync(&self) -> Result<()> {
         self.control(&["eval", "[dets:sync(Table) || Table <- dets:all()]."]).await.map(drop)
     }
-
-    fn container(&self) -> Result<&Container> {
-        self.container.as_ref().ok_or_else(|| {
-            Error::new(ErrorKind::Unsupported, "control a broker")
-                .with_context(format!("{URL} is set: it is somebody else's"))
-        })
-    }
-
-    /// Begins a fault.
-    ///
-    /// # Errors
-    /// The engine's.
-    pub async fn begin(&self, fault: Fault) -> Result<()> {
-        match (fault, &self.container) {
-            (Fault::Kill, _) => self.container()?.kill().await,
-            (Fault::Stall, Some(container)) => container.pause().await,
-            _ => self.proxy().begin(fault).await,
-        }
-    }
-
-    /// Ends a fault.
-    ///
-    /// # Errors
-    /// The engine's, or it does not come back in time.
-    pub async fn end(&self, fault: Fault) -> Result<()> {
-        match (fault, &self.container) {
-            (Fault::Kill, _) => self.container()?.restart().await,
-            (Fault::Stall, Some(container)) => container.unpause().await,
-            _ => {
-                self.proxy().restore();
-                Ok(())
-            }
-        }
-    }
-}
-
-fn wrong(what: &'static str, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
-    Error::new(ErrorKind::InvalidState, what).with_source(error)
 }
 
 /// Says hello and expects `connection.start`. The port alone is open long before the broker is.

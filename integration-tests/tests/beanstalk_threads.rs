@@ -59,7 +59,7 @@ async fn threads_are_back_to_where_they_started() {
     work(&*driver, &queue).await;
     let faults = [Fault::Kill, Fault::Stall, Fault::Cut, Fault::Reset];
     for fault in faults.into_iter().filter(|fault| *fault != Fault::Kill || !is_given()) {
-        server.begin(fault).await.expect("a fault");
+        server.control.begin(fault).await.expect("a fault");
         // Longer than any thread waits before it is given up.
         let start = Instant::now();
         while start.elapsed() < Duration::from_secs(4) {
@@ -67,7 +67,7 @@ async fn threads_are_back_to_where_they_started() {
             sleep(Duration::from_millis(50)).await;
         }
         assert!(threads() <= 3 * CONNECTIONS, "{} threads in {fault:?}", threads());
-        server.end(fault).await.expect("the end of a fault");
+        server.control.end(fault).await.expect("the end of a fault");
         work(&*driver, &queue).await;
         expect_threads(2 * CONNECTIONS).await;
     }

@@ -59,7 +59,7 @@ pub(super) fn cases(brokers: &Arc<Brokers>) -> Vec<Case> {
 
 fn trap(broker: &RabbitMq, direction: Direction, chosen: Method) -> Trap {
     let is_chosen = move |frame: &[u8]| method(frame) == Some(chosen);
-    broker.proxy().trap_frame(direction, End::Reset, is_chosen)
+    broker.control.proxy().trap_frame(direction, End::Reset, is_chosen)
 }
 
 async fn between_publish_and_confirm(fx: Fixture, brokers: Arc<Brokers>) -> CaseResult {

@@ -179,11 +179,11 @@ impl Harness for Amqp {
     }
 
     async fn begin(&self, fault: Fault) -> Result<()> {
-        self.broker().await?.begin(fault).await
+        self.broker().await?.control.begin(fault).await
     }
 
     async fn end(&self, fault: Fault) -> Result<()> {
-        self.broker().await?.end(fault).await
+        self.broker().await?.control.end(fault).await
     }
 
     /// Both sides give up after two heartbeats without a word, and look once per heartbeat.

@@ -84,7 +84,7 @@ pub(super) fn cases(servers: &Arc<Servers>) -> Vec<Case> {
 
 fn trap(server: &Beanstalkd, direction: Direction, word: &'static str) -> Trap {
     let is_chosen = move |frame: &[u8]| frame.starts_with(word.as_bytes());
-    server.proxy().trap_frame(direction, End::Reset, is_chosen)
+    server.control.proxy().trap_frame(direction, End::Reset, is_chosen)
 }
 
 async fn between_put_and_inserted(fx: Fixture, servers: Arc<Servers>) -> CaseResult {
@@ -167,7 +167,7 @@ async fn between_copy_and_delete(fx: Fixture, servers: Arc<Servers>) -> CaseResu
 }
 
 async fn half_an_answer(fx: Fixture, servers: Arc<Servers>) -> CaseResult {
-    let proxy = servers.own().await?.proxy();
+    let proxy = servers.own().await?.control.proxy();
     let config = fx.configure().await?.with_option("connections", 1);
     let pipeline = fx.connect(config).await?;
     let mut pushed = pipeline.push_eventually(1).await?;
@@ -198,7 +198,7 @@ async fn half_a_job(fx: Fixture, servers: Arc<Servers>) -> CaseResult {
     let message = fx.message(Bytes::from(vec![b'x'; 20_000]));
     pipeline.push(message.clone()).await?;
     // Behind the answers to `use`, `watch` and `ignore`.
-    let trap = server.proxy().trap_byte(Direction::ToClient, End::Close, 10_000);
+    let trap = server.control.proxy().trap_byte(Direction::ToClient, End::Close, 10_000);
     pipeline.run().await?;
     fx.within("the trap", trap.sprung()).await?;
     let job = pipeline.next().await?;
@@ -241,9 +241,9 @@ async fn end_time_to_run(fx: &Fixture, server: &Beanstalkd, id: u64) -> CaseResu
         }
     })
     .await?;
-    server.begin(Fault::Stall).await?;
+    server.control.begin(Fault::Stall).await?;
     tokio::time::sleep(NEAR).await;
-    server.end(Fault::Stall).await?;
+    server.control.end(Fault::Stall).await?;
     Ok(())
 }
 
@@ -255,7 +255,7 @@ async fn a_time_to_run_that_ends(fx: Fixture, servers: Arc<Servers>) -> CaseResu
     let pushed = pipeline.push_numbered(1).await?;
     let stale = pipeline.next().await?;
     // Only the way to it is silent: it goes on counting.
-    let stalled = Stalled::new(server.proxy());
+    let stalled = Stalled::new(server.control.proxy());
     end_time_to_run(&fx, server, stale.position().expect("its number")).await?;
     let mut operator = server.operator().await?;
     let tube = pipeline.config().name().to_owned();

@@ -126,11 +126,11 @@ impl Harness for Beanstalk {
     }
 
     async fn begin(&self, fault: Fault) -> Result<()> {
-        self.server().await?.begin(fault).await
+        self.server().await?.control.begin(fault).await
     }
 
     async fn end(&self, fault: Fault) -> Result<()> {
-        self.server().await?.end(fault).await
+        self.server().await?.control.end(fault).await
     }
 
     /// `push_timeout`, one request for a job, and the time between two looks.

@@ -257,14 +257,14 @@ impl Harness for Kafka {
     async fn begin(&self, fault: Fault) -> Result<()> {
         match fault {
             Fault::Rebalance => self.join().await,
-            fault => self.broker().await?.begin(fault).await,
+            fault => self.broker().await?.control.begin(fault).await,
         }
     }
 
     async fn end(&self, fault: Fault) -> Result<()> {
         match fault {
             Fault::Rebalance => self.leave().await,
-            fault => self.broker().await?.end(fault).await,
+            fault => self.broker().await?.control.end(fault).await,
         }
     }
 

@@ -34,7 +34,7 @@ async fn bare_client(fx: Fixture, servers: Arc<Servers>) -> CaseResult {
     let queue = format!("bare-{}", JobId::random());
     let url = server.operator().create(&queue, &[]).await?;
     let confirmed = send_until_killed(server, &url).await?;
-    server.end(Fault::Kill).await?;
+    server.control.end(Fault::Kill).await?;
     let operator = server.operator();
     let missing = receive_all(&fx, &operator, &url, confirmed.clone()).await;
     operator.delete(&queue).await?;
@@ -65,7 +65,7 @@ async fn send_until_killed(
             flights.push(batch());
         }
         // The rest is under way when it dies.
-        let kill = server.begin(Fault::Kill);
+        let kill = server.control.begin(Fault::Kill);
         tokio::pin!(kill);
         loop {
             tokio::select! {

@@ -210,11 +210,11 @@ impl Harness for Sqs {
     }
 
     async fn begin(&self, fault: Fault) -> Result<()> {
-        self.disturbed().await?.begin(fault).await
+        self.disturbed().await?.control.begin(fault).await
     }
 
     async fn end(&self, fault: Fault) -> Result<()> {
-        self.disturbed().await?.end(fault).await
+        self.disturbed().await?.control.end(fault).await
     }
 
     /// One request for a job: the time it waits at the server, and `operation_timeout`.
