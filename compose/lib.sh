@@ -86,6 +86,6 @@ install_package() {
 engine_pid() {
     local pid
     pid=$(cat "$state/engine.pid" 2>/dev/null) || return 1
-    tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -qF -e "--pidfile $state/engine.pid" || return 1
+    { tr '\0' ' ' <"/proc/$pid/cmdline"; } 2>/dev/null | grep -qF -e "--pidfile $state/engine.pid" || return 1
     echo "$pid"
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use integration_tests::brokers::Brokers;
-use jobs::{Bytes, Context, ErrorKind, HandlerError, JobId, Jobs, Message, Worker};
+use jobs::{Bytes, Context, HandlerError, JobId, Jobs, Message, Worker};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
@@ -106,8 +106,6 @@ async fn offer(jobs: Jobs, name: &'static str, book: Arc<Book>, mut until: onesh
             book.offered(&id);
             match pipeline.push(message).await {
                 Ok(()) => book.note(&id, |entry| entry.accepted = true),
-                // ElasticMQ answers before it has its queues again.
-                Err(error) if error.kind() == ErrorKind::NotFound && name == "sqs" => {}
                 Err(error) => assert!(error.is_retryable(), "{name}: an outage passes: {error:?}"),
             }
         });

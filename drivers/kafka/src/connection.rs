@@ -176,6 +176,11 @@ pub(crate) fn leave(
     }
 }
 
+/// What is left until a deadline, at least the millisecond that the client can count.
+pub(crate) fn left(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))
+}
+
 /// How a topic is made.
 pub(crate) struct Topic<'a> {
     pub(crate) name: &'a str,
@@ -226,9 +231,8 @@ fn leaders_serve<C: ClientContext>(
     partitions: i32,
     deadline: Instant,
 ) -> Result<()> {
-    let left = || deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
     for partition in 0..partitions {
-        while let Err(found) = client.fetch_watermarks(topic, partition, left()) {
+        while let Err(found) = client.fetch_watermarks(topic, partition, left(deadline)) {
             let error = error::failed("create a topic", &found);
             let unheard_of = error.is_retryable() || error.kind() == ErrorKind::NotFound;
             if !unheard_of || Instant::now() >= deadline {
@@ -316,8 +320,7 @@ pub(crate) fn partitions<C: ClientContext>(
     topic: &str,
     deadline: Instant,
 ) -> Result<i32> {
-    let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-    let metadata = client.fetch_metadata(Some(topic), left);
+    let metadata = client.fetch_metadata(Some(topic), left(deadline));
     let metadata = metadata.map_err(|found| error::failed("look for a topic", &found))?;
     let found = metadata.topics().iter().find(|found| found.name() == topic);
     let failure = match found {

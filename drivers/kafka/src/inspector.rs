@@ -1,14 +1,14 @@
 //! Figures for `State`, asked of the broker.
 
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use jobs_core::{ErrorKind, Result};
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
 
-use crate::connection::{self, Events};
+use crate::connection::{self, Events, left};
 use crate::error;
 use crate::hub::{Hub, lock};
 use crate::lease::Lease;
@@ -86,10 +86,6 @@ impl Inspector {
         }
         Ok(figures)
     }
-}
-
-fn left(deadline: Instant) -> Duration {
-    deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))
 }
 
 /// Records of a topic that the group has not fetched.
