@@ -8,11 +8,9 @@ mod tests;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_sdk_sqs::primitives::Blob;
-use aws_sdk_sqs::types::builders::MessageAttributeValueBuilder;
 use aws_sdk_sqs::types::{
     Message as Received, MessageAttributeValue, MessageSystemAttributeName,
     SendMessageBatchRequestEntry,
@@ -48,8 +46,6 @@ const OF_SERVICE: [&str; 9] = [
     "SequenceNumber",
 ];
 
-type Attributes = HashMap<String, MessageAttributeValue>;
-
 /// How a pipeline writes and reads messages.
 #[derive(Clone, Debug)]
 pub(crate) struct Codec {
@@ -60,13 +56,22 @@ pub(crate) struct Codec {
     group: Option<String>,
 }
 
-/// What is sent for a message.
+/// What is sent for a message: each attempt makes an entry of it.
 #[derive(Clone, Debug)]
 pub(crate) struct Encoded {
     body: String,
-    attributes: Attributes,
+    attributes: Vec<(Cow<'static, str>, Attribute)>,
     delay: Delay,
     order: Option<Order>,
+}
+
+#[derive(Clone, Debug)]
+enum Attribute {
+    Text(Cow<'static, str>),
+    Number(String),
+    Binary(Vec<u8>),
+    /// As it came.
+    Received(MessageAttributeValue),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -104,11 +109,7 @@ impl Encoded {
             }
             _ => 0,
         };
-        let attribute = |(name, value): (&String, &MessageAttributeValue)| {
-            let text = value.string_value().map_or(0, str::len);
-            let bytes = value.binary_value().map_or(0, |bytes| bytes.as_ref().len());
-            name.len() + value.data_type().len() + text + bytes
-        };
+        let attribute = |(name, value): &(Cow<'static, str>, Attribute)| name.len() + value.size();
         self.body.len() + due + self.attributes.iter().map(attribute).sum::<usize>()
     }
 
@@ -118,33 +119,70 @@ impl Encoded {
     }
 
     /// The entry of a batch that is sent `now`.
-    pub(crate) fn into_entry(
-        mut self,
+    pub(crate) fn entry(
+        &self,
         id: impl Into<String>,
         now: SystemTime,
     ) -> SendMessageBatchRequestEntry {
+        let attributes = self.attributes.iter();
+        let mut attributes: HashMap<String, MessageAttributeValue> =
+            attributes.map(|(name, value)| (name.to_string(), value.build())).collect();
         let delay = match self.delay {
             Delay::For(delay) => {
                 if delay > LONGEST_NATIVE_DELAY {
                     let due = now.checked_add(delay).map_or(u64::MAX, milliseconds);
-                    self.attributes.insert(DUE.to_owned(), number(due));
+                    let due = Attribute::Number(due.to_string());
+                    attributes.insert(DUE.to_owned(), due.build());
                 }
                 delay
             }
             Delay::Until(due) => due.duration_since(now).unwrap_or_default(),
         };
         let seconds = i32::try_from(whole_seconds(delay.min(LONGEST_NATIVE_DELAY)));
-        let (group, deduplication) =
-            self.order.map(|order| (order.group, order.deduplication)).unzip();
+        let order = self.order.clone();
+        let (group, deduplication) = order.map(|order| (order.group, order.deduplication)).unzip();
         SendMessageBatchRequestEntry::builder()
             .id(id)
-            .message_body(self.body)
-            .set_message_attributes(Some(self.attributes).filter(|all| !all.is_empty()))
+            .message_body(self.body.as_str())
+            .set_message_attributes(Some(attributes).filter(|all| !all.is_empty()))
             .set_delay_seconds(seconds.ok().filter(|seconds| *seconds > 0))
             .set_message_group_id(group)
             .set_message_deduplication_id(deduplication)
             .build()
             .expect("it has an id and a body")
+    }
+}
+
+impl Attribute {
+    fn kind(&self) -> &str {
+        match self {
+            Self::Text(_) => "String",
+            Self::Number(_) => "Number",
+            Self::Binary(_) => "Binary",
+            Self::Received(value) => value.data_type(),
+        }
+    }
+
+    /// Bytes of its type and value.
+    fn size(&self) -> usize {
+        let value = match self {
+            Self::Text(text) => text.len(),
+            Self::Number(digits) => digits.len(),
+            Self::Binary(bytes) => bytes.len(),
+            Self::Received(value) => read_bytes(value).map_or(0, <[u8]>::len),
+        };
+        self.kind().len() + value
+    }
+
+    fn build(&self) -> MessageAttributeValue {
+        let value = MessageAttributeValue::builder().data_type(self.kind());
+        let value = match self {
+            Self::Text(text) => value.string_value(text.as_ref()),
+            Self::Number(digits) => value.string_value(digits),
+            Self::Binary(bytes) => value.binary_value(Blob::new(bytes.as_slice())),
+            Self::Received(value) => return value.clone(),
+        };
+        value.build().expect("it has a type")
     }
 }
 
@@ -176,19 +214,25 @@ impl Codec {
         // What is ours comes last.
         let ours = ours.iter().map(|(name, value)| (*name, value.as_str()));
         let headers = wire::write_headers(headers.chain(ours));
-        let mut attributes = Attributes::from([
-            (wire::ID.to_owned(), text(id)),
-            (wire::NAME.to_owned(), text(name)),
-            (wire::DELAY.to_owned(), text(whole_seconds(delay).to_string())),
-            (wire::HEADERS.to_owned(), binary(headers)),
-            (wire::PRIORITY.to_owned(), number(priority)),
-            (wire::AUTO_ACK.to_owned(), text(message.auto_ack().to_string())),
-        ]);
+        let delayed = match delay {
+            Duration::ZERO => Cow::Borrowed("0"),
+            delay => Cow::Owned(whole_seconds(delay).to_string()),
+        };
+        let auto_ack = if message.auto_ack() { "true" } else { "false" };
         let (body, mark) = write_body(message.payload());
-        attributes.extend(mark.map(|mark| (BODY.to_owned(), text(mark))));
+        let attributes = [
+            (wire::ID, Attribute::Text(id.into_owned().into())),
+            (wire::NAME, Attribute::Text(name.into_owned().into())),
+            (wire::DELAY, Attribute::Text(delayed)),
+            (wire::HEADERS, Attribute::Binary(headers)),
+            (wire::PRIORITY, Attribute::Number(priority.to_string())),
+            (wire::AUTO_ACK, Attribute::Text(auto_ack.into())),
+        ];
+        let mark = mark.map(|mark| (BODY, Attribute::Text(mark.into())));
+        let attributes = attributes.into_iter().chain(mark);
         Encoded {
             body,
-            attributes,
+            attributes: attributes.map(|(name, value)| (name.into(), value)).collect(),
             delay: Delay::For(delay),
             order: self.fifo.then(|| Order {
                 group: self.group_of(message),
@@ -213,9 +257,14 @@ impl Codec {
 
     /// A message that is not due, to be sent on as it is.
     pub(crate) fn hop(message: Received, due: SystemTime) -> Encoded {
+        let attributes = message.message_attributes.unwrap_or_default();
+        let attributes = attributes
+            .into_iter()
+            .map(|(name, value)| (name.into(), Attribute::Received(value)))
+            .collect();
         Encoded {
             body: message.body.unwrap_or_default(),
-            attributes: message.message_attributes.unwrap_or_default(),
+            attributes,
             delay: Delay::Until(due),
             order: None,
         }
@@ -385,22 +434,6 @@ fn legal<'a>(
             .map(|c| if is_legal(c.encode_utf8(&mut [0; 4])) { c } else { '\u{fffd}' })
             .collect(),
     )
-}
-
-fn text(value: impl Into<String>) -> MessageAttributeValue {
-    built(MessageAttributeValue::builder().data_type("String").string_value(value))
-}
-
-fn number(value: impl fmt::Display) -> MessageAttributeValue {
-    built(MessageAttributeValue::builder().data_type("Number").string_value(value.to_string()))
-}
-
-fn binary(value: Vec<u8>) -> MessageAttributeValue {
-    built(MessageAttributeValue::builder().data_type("Binary").binary_value(Blob::new(value)))
-}
-
-fn built(value: MessageAttributeValueBuilder) -> MessageAttributeValue {
-    value.build().expect("it has a type")
 }
 
 fn read_bytes(value: &MessageAttributeValue) -> Option<&[u8]> {

@@ -13,11 +13,11 @@ use tokio::sync::{Mutex, Notify};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::NAME;
-use crate::codec::Codec;
+use crate::codec::{Codec, Encoded};
 use crate::config::{ENVELOPE, LONGEST_NATIVE_DELAY, SqsConfig};
 use crate::connection::{Directory, Link, lock};
 use crate::consumer::Consumer;
-use crate::delays::Delays;
+use crate::delays::{Delays, Hop};
 use crate::error::{closed, timed_out};
 use crate::outbox::{Dead, Outbox};
 use crate::publisher::Sender;
@@ -128,14 +128,25 @@ impl SqsDriver {
         lock(&self.consumer).clone()
     }
 
+    fn prepare(&self, message: &Message) -> Result<(Encoded, Hop)> {
+        self.open("push")?;
+        self.capabilities.admit(message)?;
+        self.outbox.prepare("push", message, 1)
+    }
+
+    async fn send_one(&self, message: Message) -> Result<()> {
+        let deadline = Instant::now() + self.config.push_timeout;
+        let prepared = self.prepare(&message)?;
+        drop(message);
+        self.outbox.send_one("push", prepared, deadline).await
+    }
+
     /// Pushes what can be pushed. One answer for each, in order.
     async fn send(&self, messages: Vec<Message>) -> Vec<Result<()>> {
         let deadline = Instant::now() + self.config.push_timeout;
         let mut prepared = Vec::with_capacity(messages.len());
         let mut prepare = |message: &Message| {
-            self.open("push")?;
-            self.capabilities.admit(message)?;
-            prepared.push(self.outbox.prepare("push", message, 1)?);
+            prepared.push(self.prepare(message)?);
             Ok(())
         };
         let mut answers: Vec<Result<()>> = messages.iter().map(&mut prepare).collect();
@@ -224,7 +235,7 @@ impl Driver for SqsDriver {
     }
 
     async fn push(&self, message: Message) -> Result<()> {
-        self.send(vec![message]).await.pop().expect("an answer for each")
+        self.send_one(message).await.map_err(|error| self.named(error))
     }
 
     async fn push_batch(&self, messages: Vec<Message>) -> Vec<Result<()>> {

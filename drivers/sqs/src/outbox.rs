@@ -73,11 +73,17 @@ impl Outbox {
     pub(crate) async fn send_one(
         &self,
         operation: &'static str,
-        message: (Encoded, Hop),
+        (encoded, hop): (Encoded, Hop),
         deadline: Instant,
     ) -> Result<()> {
-        let mut answers = self.send(operation, vec![message], deadline).await;
-        answers.pop().expect("an answer for each")
+        match hop {
+            Hop::Last => self.main.send_one(operation, encoded, deadline).await,
+            Hop::Another => {
+                // Apart, because the futures of all pushes would be as large.
+                let sent = Box::pin(self.delays.send(operation, vec![encoded], deadline));
+                sent.await.pop().expect("an answer for each")
+            }
+        }
     }
 
     /// Keeps a rejected job. False if there is no queue for that.
@@ -89,8 +95,7 @@ impl Outbox {
     ) -> Result<bool> {
         let Some(dead) = &self.dead else { return Ok(false) };
         let encoded = dead.codec.encode(message, attempt);
-        let mut answers = dead.sender.send("settle", vec![encoded], deadline).await;
-        answers.pop().expect("an answer for each").map(|()| true)
+        dead.sender.send_one("settle", encoded, deadline).await.map(|()| true)
     }
 
     /// Sends what is under way, until the deadline, and nothing after.

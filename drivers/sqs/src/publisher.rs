@@ -75,6 +75,12 @@ pub(crate) struct Entry {
     answer: Option<oneshot::Sender<Result<()>>>,
 }
 
+/// Where its sender waits for the answer.
+struct Sent {
+    answered: oneshot::Receiver<Result<()>>,
+    progress: Arc<Progress>,
+}
+
 /// What is known of one message.
 #[derive(Default)]
 struct Progress {
@@ -115,46 +121,56 @@ impl Sender {
         messages: Vec<Encoded>,
         deadline: Instant,
     ) -> Vec<Result<()>> {
-        let requests = self.coalescer.carrier();
-        let in_order = requests.fifo && messages.len() > 1;
+        let in_order = self.coalescer.carrier().fifo && messages.len() > 1;
         let stopped = in_order.then(Arc::default);
-        let mut waiting = Vec::with_capacity(messages.len());
-        let entries: Vec<_> = messages
-            .into_iter()
-            .map(|encoded| {
-                let (answer, answered) = oneshot::channel();
-                let progress =
-                    Arc::new(Progress { stopped: stopped.clone(), ..Progress::default() });
-                waiting.push((answered, Arc::clone(&progress)));
-                let size = encoded.size();
-                Entry { encoded, size, operation, progress, sent: None, answer: Some(answer) }
-            })
-            .collect();
+        let entry = |encoded| Entry::new(operation, encoded, stopped.clone());
+        let (entries, sent): (Vec<_>, Vec<_>) = messages.into_iter().map(entry).unzip();
         self.coalescer.add(entries);
-        let mut answers = Vec::with_capacity(waiting.len());
-        for (mut answered, progress) in waiting {
-            let maybe = |error: Error| match progress.maybe_stored.load(Ordering::SeqCst) {
-                true => error.maybe_stored(),
-                false => error,
-            };
-            let mut answer = timeout_at(deadline, &mut answered).await;
-            if answer.is_err() && progress.maybe_stored.load(Ordering::SeqCst) {
-                answer = timeout_at(deadline + GRACE, &mut answered).await;
-            }
-            answers.push(match answer {
-                Ok(Ok(answer)) => answer,
-                Ok(Err(_)) => Err(maybe(closed(operation))),
-                Err(_) => {
-                    // Whoever is about to send it sees this, or is seen.
-                    answered.close();
-                    match answered.try_recv() {
-                        Ok(answer) => answer,
-                        Err(_) => Err(maybe(requests.too_late(operation))),
-                    }
-                }
-            });
+        let mut answers = Vec::with_capacity(sent.len());
+        for sent in sent {
+            answers.push(self.answered(operation, sent, deadline).await);
         }
         answers
+    }
+
+    /// Sends one.
+    pub(crate) async fn send_one(
+        &self,
+        operation: &'static str,
+        message: Encoded,
+        deadline: Instant,
+    ) -> Result<()> {
+        let (entry, sent) = Entry::new(operation, message, None);
+        self.coalescer.add([entry]);
+        self.answered(operation, sent, deadline).await
+    }
+
+    async fn answered(
+        &self,
+        operation: &'static str,
+        Sent { mut answered, progress }: Sent,
+        deadline: Instant,
+    ) -> Result<()> {
+        let maybe = |error: Error| match progress.maybe_stored.load(Ordering::SeqCst) {
+            true => error.maybe_stored(),
+            false => error,
+        };
+        let mut answer = timeout_at(deadline, &mut answered).await;
+        if answer.is_err() && progress.maybe_stored.load(Ordering::SeqCst) {
+            answer = timeout_at(deadline + GRACE, &mut answered).await;
+        }
+        match answer {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err(maybe(closed(operation))),
+            Err(_) => {
+                // Whoever is about to send it sees this, or is seen.
+                answered.close();
+                match answered.try_recv() {
+                    Ok(answer) => answer,
+                    Err(_) => Err(maybe(self.coalescer.carrier().too_late(operation))),
+                }
+            }
+        }
     }
 
     /// Answers what waits in vain, waits for what is under way until the deadline, and sends nothing
@@ -300,26 +316,27 @@ impl Requests {
         let entries: Vec<_> = chunk
             .iter()
             .enumerate()
-            .map(|(index, entry)| entry.encoded.clone().into_entry(index.to_string(), now))
+            .map(|(index, entry)| entry.encoded.entry(index.to_string(), now))
             .collect();
         let request = client.send_message_batch().queue_url(&self.url).set_entries(Some(entries));
         let answer = Box::pin(request.send()).await.map_err(Failure::of)?;
         *lock(&self.trouble) = None;
-        let unanswered = |entry: &Entry| {
-            let error = Error::new(ErrorKind::Broker, entry.operation).with_driver(NAME);
-            error.with_context("the service said nothing of this message").maybe_stored()
-        };
-        let mut answers: Vec<_> = chunk.iter().map(|entry| Err(unanswered(entry))).collect();
+        let mut answers: Vec<_> = chunk.iter().map(|_| None).collect();
         let place = |id: &str| id.parse().ok().filter(|index: &usize| *index < chunk.len());
         for index in answer.successful().iter().filter_map(|stored| place(stored.id())) {
-            answers[index] = Ok(());
+            answers[index] = Some(Ok(()));
         }
         for refused in answer.failed() {
             if let Some(index) = place(refused.id()) {
-                answers[index] = Err(entry_failed(chunk[index].operation, refused));
+                answers[index] = Some(Err(entry_failed(chunk[index].operation, refused)));
             }
         }
-        Ok(answers)
+        let unanswered = |entry: &Entry| {
+            let error = Error::new(ErrorKind::Broker, entry.operation).with_driver(NAME);
+            Err(error.with_context("the service said nothing of this message").maybe_stored())
+        };
+        let answers = answers.into_iter().zip(chunk);
+        Ok(answers.map(|(answer, entry)| answer.unwrap_or_else(|| unanswered(entry))).collect())
     }
 
     /// Tells each what became of it. Returns those to be sent again.
@@ -434,6 +451,18 @@ fn put_back(left: &mut VecDeque<Entry>, entries: Vec<Entry>) {
 }
 
 impl Entry {
+    fn new(
+        operation: &'static str,
+        encoded: Encoded,
+        stopped: Option<Arc<Mutex<HashSet<String>>>>,
+    ) -> (Self, Sent) {
+        let (answer, answered) = oneshot::channel();
+        let progress = Arc::new(Progress { stopped, ..Progress::default() });
+        let sent = Sent { answered, progress: Arc::clone(&progress) };
+        let size = encoded.size();
+        (Self { encoded, size, operation, progress, sent: None, answer: Some(answer) }, sent)
+    }
+
     /// The group, where it matters.
     fn group_key(&self, fifo: bool) -> Option<String> {
         self.encoded.group().filter(|_| fifo).map(str::to_owned)

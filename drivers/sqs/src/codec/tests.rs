@@ -1,3 +1,4 @@
+use aws_sdk_sqs::types::builders::MessageAttributeValueBuilder;
 use jobs_core::Capabilities;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -39,7 +40,7 @@ fn assert_same(found: &Message, expected: &Message) {
 
 /// What the service delivers of what it was sent.
 fn delivered(encoded: Encoded, receives: &str) -> Received {
-    let entry = encoded.into_entry("1", NOW);
+    let entry = encoded.entry("1", NOW);
     let group = entry.message_group_id.map(|g| (MessageSystemAttributeName::MessageGroupId, g));
     let count = (MessageSystemAttributeName::ApproximateReceiveCount, receives.to_owned());
     Received::builder()
@@ -61,6 +62,22 @@ fn received(
         .build()
 }
 
+fn text(value: impl Into<String>) -> MessageAttributeValue {
+    built(MessageAttributeValue::builder().data_type("String").string_value(value))
+}
+
+fn number(value: impl ToString) -> MessageAttributeValue {
+    built(MessageAttributeValue::builder().data_type("Number").string_value(value.to_string()))
+}
+
+fn binary(value: Vec<u8>) -> MessageAttributeValue {
+    built(MessageAttributeValue::builder().data_type("Binary").binary_value(Blob::new(value)))
+}
+
+fn built(value: MessageAttributeValueBuilder) -> MessageAttributeValue {
+    value.build().expect("it has a type")
+}
+
 fn with(name: &str, value: MessageAttributeValue) -> (String, MessageAttributeValue) {
     (name.to_owned(), value)
 }
@@ -79,7 +96,7 @@ fn hex(value: &Value) -> Vec<u8> {
     (0..digits.len()).step_by(2).map(byte).collect()
 }
 
-fn attributes(value: &Value, binary_field: &str) -> Attributes {
+fn attributes(value: &Value, binary_field: &str) -> HashMap<String, MessageAttributeValue> {
     let value_of = |value: &Value| match value["DataType"].as_str().expect("a type") {
         "Binary" => {
             let text = value[binary_field].as_str().expect("base64");
@@ -137,7 +154,7 @@ fn jobs_of_roadrunner_are_read_as_they_were_pushed() {
 fn our_jobs_are_written_as_roadrunner_writes_them() {
     for record in roadrunner() {
         let request = &record["sent_by_driver"][0]["request"];
-        let entry = standard().encode(&pushed(&record["pushed"]), 1).into_entry("7", NOW);
+        let entry = standard().encode(&pushed(&record["pushed"]), 1).entry("7", NOW);
         assert_eq!(entry.id, "7");
         assert_eq!(entry.message_body, request["MessageBody"].as_str().expect("text"));
         let expected = attributes(&request["MessageAttributes"], "BinaryValue");
@@ -191,7 +208,7 @@ fn long_delays_are_told_and_cut_and_short_ones_left_to_the_service() {
     let entry = |seconds, now| {
         let message = Message::new("a", "b").with_delay(Duration::from_secs(seconds));
         let encoded = standard().encode(&message, 1);
-        let entry = encoded.into_entry("1", now);
+        let entry = encoded.entry("1", now);
         let attributes = entry.message_attributes.expect("there are");
         let told = attributes[wire::DELAY].string_value().expect("text").to_owned();
         let due = attributes.get(DUE).map(|due| due.string_value().expect("text").to_owned());
@@ -202,7 +219,7 @@ fn long_delays_are_told_and_cut_and_short_ones_left_to_the_service() {
     let later = NOW + Duration::from_nanos(5_000_001);
     assert_eq!(entry(901, later), (Some(900), "901".into(), Some("901006".into())));
     let message = Message::new("a", "b").with_delay(Duration::from_millis(1_001));
-    assert_eq!(standard().encode(&message, 1).into_entry("1", NOW).delay_seconds, Some(2));
+    assert_eq!(standard().encode(&message, 1).entry("1", NOW).delay_seconds, Some(2));
 }
 
 #[test]
@@ -214,7 +231,7 @@ fn a_message_that_is_not_due_is_sent_on_as_it_is() {
     for (elapsed, seconds) in [(900, Some(900)), (1_500, Some(500)), (2_000, None), (9_999, None)] {
         let hop = Codec::hop(first.clone(), due);
         assert!(hop.size() > 0 && hop.group().is_none());
-        let entry = hop.into_entry("1", NOW + Duration::from_secs(elapsed));
+        let entry = hop.entry("1", NOW + Duration::from_secs(elapsed));
         assert_eq!(
             (entry.message_attributes, entry.delay_seconds),
             (first.message_attributes.clone(), seconds)
@@ -222,9 +239,7 @@ fn a_message_that_is_not_due_is_sent_on_as_it_is() {
         assert_eq!(Some(entry.message_body), first.body);
     }
     assert_eq!(
-        Codec::hop(first.clone(), due)
-            .into_entry("1", due - Duration::from_millis(1))
-            .delay_seconds,
+        Codec::hop(first.clone(), due).entry("1", due - Duration::from_millis(1)).delay_seconds,
         Some(1)
     );
     let Decoded { message: job, attempt, .. } = standard().decode(first);
@@ -259,7 +274,7 @@ fn attempts_add_what_the_service_counts() {
 #[test]
 fn groups_and_deduplication_ids_are_such_that_the_service_takes_them() {
     let order = |codec: &Codec, message: &Message, attempt| {
-        let entry = codec.encode(message, attempt).into_entry("1", NOW);
+        let entry = codec.encode(message, attempt).entry("1", NOW);
         (entry.message_group_id.expect("FIFO"), entry.message_deduplication_id.expect("FIFO"))
     };
     let message = Message::new("a", "").with_id("id-1");
@@ -313,7 +328,7 @@ fn a_job_stays_in_its_group() {
 fn ids_and_names_that_are_no_text_for_the_service_are_kept() {
     let message = Message::new("a\u{ffff}", "").with_id("\u{fffe}b").with_header("\u{ffff}", "\0");
     let encoded = standard().encode(&message, 1);
-    let attributes = &encoded.attributes;
+    let attributes = encoded.entry("1", NOW).message_attributes.expect("there are");
     assert_eq!(attributes[wire::ID].string_value(), Some("\u{fffd}b"));
     assert_eq!(attributes[wire::NAME].string_value(), Some("a\u{fffd}"));
     assert_same(&standard().decode(delivered(encoded, "1")).message, &message);
@@ -330,7 +345,7 @@ fn sizes_are_counted_as_the_service_counts() {
     assert_eq!(standard().encode(&message, 1).size(), expected);
     let delayed = standard().encode(&message.with_delay(Duration::from_secs(10_000)), 1);
     let before = delayed.size();
-    let entry = delayed.into_entry("1", SystemTime::now());
+    let entry = delayed.entry("1", SystemTime::now());
     let due = entry.message_attributes.expect("there are")[DUE].clone();
     let written = DUE.len() + "Number".len() + due.string_value().expect("text").len();
     assert!(before >= expected + written, "room for its due time");
@@ -534,7 +549,7 @@ proptest! {
         };
         let encoded = codec.encode(&message, attempt);
         let size = encoded.size();
-        let entry = encoded.clone().into_entry("1", NOW);
+        let entry = encoded.entry("1", NOW);
         let attributes = entry.message_attributes.expect("there are");
         prop_assert!(attributes.len() <= 10, "the service takes no more");
         prop_assert!(!entry.message_body.is_empty() && is_legal(&entry.message_body));
@@ -571,7 +586,7 @@ proptest! {
             .build();
         let codec = Codec { priority: 10, fifo: in_order, group: None };
         if let Some(due) = Codec::due_of(&message) {
-            let entry = Codec::hop(message.clone(), due).into_entry("1", NOW);
+            let entry = Codec::hop(message.clone(), due).entry("1", NOW);
             prop_assert!(entry.delay_seconds.is_none_or(|delay| (1..=900).contains(&delay)));
         }
         assert_sound(&codec, message);
