@@ -514,8 +514,10 @@ fn start(
         let options = BasicPublishOptions { mandatory: true, ..Default::default() };
         let Target { exchange, routing_key } = Target::clone(&target);
         let body = message.payload();
-        let written = channel.basic_publish(exchange, routing_key, options, body, properties).await;
-        let confirmed = match written {
+        // Boxed, to be given back when the frames are written: it is many times as large as what waits
+        // for the confirm.
+        let write = channel.basic_publish(exchange, routing_key, options, body, properties);
+        let confirmed = match Box::pin(write).await {
             Ok(confirm) => confirm.await,
             Err(error) => Err(error),
         };
