@@ -35,7 +35,7 @@ impl Brokers {
         let (amqp, kafka, sqs, beanstalk) = tokio::try_join!(
             RabbitMq::start(false),
             Broker::start(),
-            ElasticMq::start(false),
+            ElasticMq::start(true),
             Beanstalkd::start(Mode::Synced, false),
         )?;
         Ok(Self { amqp, kafka, sqs, beanstalk })

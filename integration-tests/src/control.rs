@@ -1,20 +1,30 @@
 //! What tests do to a server, whichever it is.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use jobs_core::{Error, ErrorKind, Result};
 use jobs_kit::{Container, Fault, Proxy};
+use tokio::time::{Instant, sleep};
+
+/// What a server that serves may take until it has everything it had.
+const RESTORING: Duration = Duration::from_secs(60);
+
+/// What a server that is back still lacks, read from all it has said.
+pub(crate) type Lacking = fn(&str) -> Option<String>;
 
 /// A server's container, if it is ours, and the proxy before it, if it is to be disturbed.
 #[derive(Debug, Default)]
 pub struct Control {
     pub(crate) proxy: Option<Proxy>,
     pub(crate) container: Option<Container>,
+    /// Of a server that serves before it has everything it had: clients are kept out until it has.
+    pub(crate) lacking: Option<Lacking>,
 }
 
 impl Control {
     pub(crate) fn of(container: Container) -> Self {
-        Self { proxy: None, container: Some(container) }
+        Self { container: Some(container), ..Self::default() }
     }
 
     /// Where a driver connects: to the proxy, if there is one.
@@ -48,7 +58,13 @@ impl Control {
     /// The engine's.
     pub async fn begin(&self, fault: Fault) -> Result<()> {
         match (fault, &self.container) {
-            (Fault::Kill, _) => self.container()?.kill().await,
+            (Fault::Kill, _) => {
+                self.container()?.kill().await?;
+                if let (Some(proxy), Some(_)) = (&self.proxy, self.lacking) {
+                    proxy.refuse();
+                }
+                Ok(())
+            }
             (Fault::Stall, Some(container)) => container.pause().await,
             _ => self.proxy().begin(fault).await,
         }
@@ -60,13 +76,34 @@ impl Control {
     /// The engine's, or it does not come back in time.
     pub async fn end(&self, fault: Fault) -> Result<()> {
         match (fault, &self.container) {
-            (Fault::Kill, _) => self.container()?.restart().await,
+            (Fault::Kill, _) => {
+                self.container()?.restart().await?;
+                self.restored().await?;
+                if let (Some(proxy), Some(_)) = (&self.proxy, self.lacking) {
+                    proxy.restore();
+                }
+                Ok(())
+            }
             (Fault::Stall, Some(container)) => container.unpause().await,
             _ => {
                 self.proxy().restore();
                 Ok(())
             }
         }
+    }
+
+    /// Waits until the server has everything it had before it was killed.
+    async fn restored(&self) -> Result<()> {
+        let Some(lacking) = self.lacking else { return Ok(()) };
+        let end = Instant::now() + RESTORING;
+        while let Some(lacked) = lacking(&self.container()?.said().await?) {
+            if Instant::now() >= end {
+                let error = Error::new(ErrorKind::Broker, "start a server again");
+                return Err(error.with_context(lacked));
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+        Ok(())
     }
 }
 

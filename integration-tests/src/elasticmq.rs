@@ -3,6 +3,7 @@
 pub(crate) mod frames;
 mod operator;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -80,7 +81,7 @@ impl Servers {
     pub async fn proxied(&self) -> Result<&ElasticMq> {
         let proxied = async || {
             let address = self.shared().await?.address;
-            let control = Control { proxy: Some(proxy_before(address)?), container: None };
+            let control = Control { proxy: Some(proxy_before(address)?), ..Control::default() };
             Ok(ElasticMq { address, control })
         };
         self.proxied.get_or_try_init(proxied).await
@@ -130,7 +131,8 @@ impl ElasticMq {
         let container =
             container.map_err(|error| not_started(error, "start ElasticMQ", "sqs", URL))?;
         let address = container.address(PORT);
-        Ok(Self { address, control: Control::of(container) })
+        let control = Control { lacking: Some(lacking), ..Control::of(container) };
+        Ok(Self { address, control })
     }
 
     /// Where a driver connects: to the proxy, if there is one.
@@ -156,6 +158,33 @@ fn proxy_before(address: SocketAddr) -> Result<Proxy> {
     Proxy::start_framed(address, frames::length).map_err(|error| wrong("start a proxy", error))
 }
 
+/// What it has not restored since it was started last.
+///
+/// It answers before it does, as if there were neither queues nor messages, which the service never
+/// does.
+fn lacking(said: &str) -> Option<String> {
+    const BEGUN: &str = "Started SQS rest server";
+    let (before, since) = said.rsplit_once(BEGUN).unwrap_or(("", said));
+    let name = |line: &str, begin: &str, end: &[char]| {
+        let (_, name) = line.split_once(begin)?;
+        name.split(end).next().map(str::to_owned)
+    };
+    let mut queues = BTreeSet::new();
+    for line in before.lines() {
+        queues.extend(name(line, "Creating queue CreateQueueData(", &[',']));
+        if let Some(deleted) = name(line, "Deleting queue ", &[' ']) {
+            queues.remove(&deleted);
+        }
+    }
+    for line in since.lines().filter(|line| line.contains("Restored ")) {
+        if let Some(restored) = name(line, " messages in queue ", &[' ']) {
+            queues.remove(&restored);
+        }
+    }
+    let lacks = !queues.is_empty();
+    lacks.then(|| format!("not restored: {queues:?}; it said last: {}", since.trim_end()))
+}
+
 /// Asks for the queues and expects an answer. By hand: a client would leave a task behind.
 async fn speaks_sqs(address: SocketAddr) -> Result<(), String> {
     const QUESTION: &str = "POST / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\
@@ -172,5 +201,34 @@ async fn speaks_sqs(address: SocketAddr) -> Result<(), String> {
     match answer.map_err(|_| "silence".to_owned())?.map_err(|error| error.to_string())? {
         answer if answer.starts_with(b"HTTP/1.1 200 ") => Ok(()),
         answer => Err(String::from_utf8_lossy(&answer).into_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FIRST: &str = "\
+        23:35:41.357 INFO  SQSRestServerBuilder - Started SQS rest server, bind address 0.0.0.0:9324\n\
+        23:35:42.510 INFO  QueueManagerActor - Creating queue CreateQueueData(a,Some(30000),None)\n\
+        23:35:42.610 INFO  QueueManagerActor - Creating queue CreateQueueData(b,Some(30000),None)\n\
+        23:35:43.610 INFO  QueueManagerActor - Creating queue CreateQueueData(c,Some(30000),None)\n\
+        23:35:44.610 INFO  QueueManagerActor - Deleting queue b\n";
+    const SECOND: &str = "\
+        23:36:41.357 INFO  SQSRestServerBuilder - Started SQS rest server, bind address 0.0.0.0:9324\n\
+        23:36:42.510 INFO  QueueManagerActor - Creating queue CreateQueueData(a,Some(30000),None)\n\
+        23:36:42.810 INFO  QueueManagerActor - Creating queue CreateQueueData(c,Some(30000),None)\n\
+        23:36:43.510 INFO  QueueActor - Restored 1171 messages in queue a\n";
+    const LAST: &str = "23:36:43.910 INFO  QueueActor - Restored 0 messages in queue c\n";
+
+    #[test]
+    fn it_lacks_what_it_had_until_it_says_that_it_is_restored() {
+        assert_eq!(lacking(""), None);
+        assert_eq!(lacking(FIRST), None, "it has not been killed");
+        let lacked = lacking(&format!("{FIRST}{SECOND}")).expect("one queue");
+        assert!(lacked.starts_with("not restored: {\"c\"}"), "{lacked}");
+        assert_eq!(lacking(&format!("{FIRST}{SECOND}{LAST}")), None);
+        let begun = SECOND.lines().next().expect("a line");
+        assert!(lacking(&format!("{FIRST}{SECOND}{LAST}{begun}")).is_some(), "killed again");
     }
 }

@@ -158,7 +158,7 @@ impl Broker {
         let container = Container::start_on(ports, request, ready, DEADLINE).await;
         let container =
             container.map_err(|error| not_started(error, "start Kafka", "kafka", BROKERS))?;
-        Ok(Self { address, control: Control { proxy, container: Some(container) } })
+        Ok(Self { address, control: Control { proxy, ..Control::of(container) } })
     }
 
     /// Where a driver connects: to the proxy, if there is one.

@@ -277,6 +277,22 @@ impl Container {
         ran.await.unwrap_or_else(|error| Err(failed("run a command in a container", error)))
     }
 
+    /// All that it has written to its standard output, and then to its standard error, also before it
+    /// was killed.
+    ///
+    /// # Errors
+    /// The engine's.
+    pub async fn said(&self) -> Result<String> {
+        let container = Arc::clone(self.container());
+        let what = "read what a container said";
+        on_engine(what, async move {
+            let out = container.stdout_to_vec().await.map_err(|error| failed(what, error))?;
+            let err = container.stderr_to_vec().await.map_err(|error| failed(what, error))?;
+            Ok(String::from_utf8_lossy(&[out, err].concat()).into_owned())
+        })
+        .await
+    }
+
     fn container(&self) -> &Arc<ContainerAsync<GenericImage>> {
         self.container.as_ref().expect("taken by the drop only")
     }
@@ -301,11 +317,7 @@ impl Container {
     }
 
     async fn last_words(&self) -> String {
-        let container = self.container();
-        let out = container.stdout_to_vec().await.unwrap_or_default();
-        let err = container.stderr_to_vec().await.unwrap_or_default();
-        let text = [out, err].concat();
-        let text = String::from_utf8_lossy(&text);
+        let text = self.said().await.unwrap_or_else(|error| error.with_sources());
         let lines: Vec<_> = text.lines().collect();
         format!("it said last:\n{}", lines[lines.len().saturating_sub(20)..].join("\n"))
     }
