@@ -1,7 +1,7 @@
 //! Clients of the broker: how they are made, what they are asked, how they end.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -101,6 +101,8 @@ pub(crate) struct Events {
     kept: Mutex<Vec<Event>>,
     /// Closing polls until all is answered: nothing may be kept any more.
     closing: AtomicBool,
+    /// Events that a poll has dealt with: it returns for each, as if there were nothing more.
+    dealt_with: AtomicUsize,
 }
 
 impl Events {
@@ -109,7 +111,17 @@ impl Events {
             reports: Reports::new(health),
             kept: Mutex::default(),
             closing: AtomicBool::new(false),
+            dealt_with: AtomicUsize::new(0),
         }
+    }
+
+    /// How many events were dealt with so far.
+    pub(crate) fn dealt_with(&self) -> usize {
+        self.dealt_with.load(Ordering::Acquire)
+    }
+
+    fn deal_with(&self) {
+        self.dealt_with.fetch_add(1, Ordering::AcqRel);
     }
 
     pub(crate) fn take(&self) -> Vec<Event> {
@@ -119,10 +131,12 @@ impl Events {
 
 impl ClientContext for Events {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.deal_with();
         self.reports.log(level, facility, message);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
+        self.deal_with();
         self.reports.error(error, reason);
     }
 }
@@ -134,6 +148,7 @@ impl ConsumerContext for Events {
         what: RDKafkaRespErr,
         partitions: &mut TopicPartitionList,
     ) {
+        self.deal_with();
         let event = match what {
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
                 Event::Assigned(partitions.clone())

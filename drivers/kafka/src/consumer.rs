@@ -86,3 +86,31 @@ impl Drop for Consumer {
         self.control.stop(&self.hub, Instant::now());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use jobs_core::{Message, Pipeline, Queue, Registry};
+    use rdkafka::mocking::MockCluster;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_commit_that_is_never_answered_does_not_hold_up_a_stop() {
+        let cluster = MockCluster::new(1).expect("a cluster");
+        cluster.create_topic("orders", 1, 1).expect("a topic");
+        let mut registry = Registry::new();
+        registry.register(crate::constructor()).expect("the only driver");
+        let pipeline = Pipeline::new("p", crate::NAME)
+            .with_option("brokers", vec![cluster.bootstrap_servers()])
+            .with_option("topics", vec!["orders"]);
+        let driver = registry.connect(pipeline.clone()).await.expect("it answers");
+        let queue = Queue::new();
+        driver.run(queue.open_lane(&pipeline)).await.expect("runs once");
+        driver.push(Message::new("a", "")).await.expect("stored");
+        let job = queue.pop().await.expect("the queue is open");
+
+        cluster.broker_round_trip_time(1, Duration::from_secs(60)).expect("silent");
+        job.ack().await.expect("the lease holds");
+        driver.stop().await.expect("in time");
+    }
+}

@@ -24,6 +24,22 @@ pub(crate) struct Keeper {
     pub(crate) consumer: Arc<BaseConsumer<Events>>,
     pub(crate) leases: Arc<Mutex<Vec<Arc<Lease>>>>,
     pub(crate) ending: Arc<AtomicBool>,
+    pub(crate) owed: Arc<Owed>,
+}
+
+/// Since when the client owes an answer to a commit: nothing can end that wait, also if it is for ever.
+#[derive(Debug, Default)]
+pub(crate) struct Owed(Mutex<Option<Instant>>);
+
+impl Owed {
+    fn set(&self, since: Option<Instant>) {
+        *lock(&self.0) = since;
+    }
+
+    /// True if the answer is so late.
+    pub(crate) fn is_late(&self, patience: Duration) -> bool {
+        lock(&self.0).is_some_and(|since| since.elapsed() > patience)
+    }
 }
 
 impl Keeper {
@@ -71,11 +87,13 @@ impl Keeper {
             }
             list
         };
+        self.owed.set(Some(Instant::now()));
         let mut answer = self.consumer.commit(&list(true), CommitMode::Sync);
         if answer.as_ref().is_err_and(error::is_metadata_too_large) {
             // Somebody has set a lower limit. Without it some jobs may run again after a crash.
             answer = self.consumer.commit(&list(false), CommitMode::Sync);
         }
+        self.owed.set(None);
         match answer {
             Ok(()) => commits.into_iter().for_each(|(lease, commit)| lease.committed(commit)),
             // The next one says all that this one did.

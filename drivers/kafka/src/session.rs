@@ -28,7 +28,7 @@ use crate::config::Ordering as Order;
 use crate::connection::{self, Event, Events};
 use crate::error;
 use crate::hub::{Hub, Wake, lock};
-use crate::keeper::Keeper;
+use crate::keeper::{Keeper, Owed};
 use crate::lease::{Accepted, Lease, Limits, Next, Parked};
 use crate::offsets::Arrival;
 
@@ -211,16 +211,18 @@ impl Session {
     /// Fetches until told to stop, or until the consumer breaks.
     fn serve(&mut self, consumer: Arc<BaseConsumer<Events>>) -> End {
         let ending = Arc::new(AtomicBool::new(false));
+        let owed = Arc::<Owed>::default();
         let keeper = Keeper {
             hub: Arc::clone(&self.hub),
             consumer: Arc::clone(&consumer),
             leases: Arc::clone(&self.control.leases),
             ending: Arc::clone(&ending),
+            owed: Arc::clone(&owed),
         };
         let keeper =
             std::thread::Builder::new().name("kafka-keeper".into()).spawn(move || keeper.run());
         let end = match &keeper {
-            Ok(_) => self.fetch(&consumer),
+            Ok(_) => self.fetch(&consumer, &owed),
             Err(failure) => End::Broken(
                 Error::new(ErrorKind::InvalidState, "run").with_context(failure.to_string()),
             ),
@@ -237,7 +239,6 @@ impl Session {
         ending.store(true, Ordering::Release);
         self.hub.keeper.wake();
         if let Ok(keeper) = keeper {
-            // A commit that a broker does not answer ends with the client.
             while !keeper.is_finished() && Instant::now() < deadline - CLOSE / 2 {
                 Wake::wait(Duration::from_millis(20));
             }
@@ -253,8 +254,15 @@ impl Session {
                 }
             };
             let stays = self.hub.config.instance.is_some();
-            connection::leave(&consumer, unanswered, stays, deadline);
-            drop(keeper.join());
+            connection::leave(&consumer, unanswered, stays, deadline - CLOSE / 6);
+            match keeper.is_finished() {
+                true => drop(keeper.join()),
+                // It keeps the client, which owes it an answer, until it gets that.
+                false => tracing::warn!(
+                    job.pipeline = %self.hub.pipeline,
+                    "the client does not answer a commit: it is left to itself"
+                ),
+            }
         }
         lock(&self.control.leases).clear();
         // The last one: this closes it.
@@ -262,10 +270,16 @@ impl Session {
         end
     }
 
-    fn fetch(&mut self, consumer: &Arc<BaseConsumer<Events>>) -> End {
+    fn fetch(&mut self, consumer: &Arc<BaseConsumer<Events>>, owed: &Owed) -> End {
+        let patience = self.hub.config.commit_patience();
         loop {
             if self.control.is_stopping() {
                 return End::Stopped;
+            }
+            if owed.is_late(patience) {
+                let context =
+                    format!("no answer within {patience:?}: another client takes its place");
+                return End::Broken(error::timed_out("commit").with_context(context));
             }
             self.next_wake = None;
             // In this order: a pause is answered by a turn that has seen it.
@@ -299,11 +313,12 @@ impl Session {
 
     /// Lets the client call back, and takes what it has for nobody else.
     fn poll(&mut self, consumer: &Arc<BaseConsumer<Events>>) -> Result<()> {
-        let mut empty = 0;
-        // An answer may be `None` for an event that was dealt with.
-        while empty < 2 {
+        loop {
+            let before = consumer.context().dealt_with();
             match consumer.poll(Duration::ZERO) {
-                None => empty += 1,
+                // After an outage what the client has to say of it may stand before a rebalance.
+                None if consumer.context().dealt_with() != before => {}
+                None => break,
                 Some(Ok(message)) => {
                     // None should come here, and none may be passed over.
                     let index = self.partitions.iter().position(|partition| {

@@ -38,6 +38,12 @@ impl Settings {
 }
 
 impl KafkaConfig {
+    /// A client that has not answered a commit for so long never will: without a broker it fails a commit
+    /// after the session timeout, and an unanswered request after its own.
+    pub(crate) fn commit_patience(&self) -> Duration {
+        self.session_timeout + self.producer.request_timeout + MARGIN
+    }
+
     /// What every client needs to reach the brokers.
     pub(crate) fn client(&self) -> ClientConfig {
         let mut client = Settings(ClientConfig::new());
