@@ -39,7 +39,7 @@ fn assert_same(found: &Message, expected: &Message) {
 }
 
 /// What the service delivers of what it was sent.
-fn delivered(encoded: Encoded, receives: &str) -> Received {
+fn delivered(encoded: &Encoded, receives: &str) -> Received {
     let entry = encoded.entry("1", NOW);
     let group = entry.message_group_id.map(|g| (MessageSystemAttributeName::MessageGroupId, g));
     let count = (MessageSystemAttributeName::ApproximateReceiveCount, receives.to_owned());
@@ -66,7 +66,7 @@ fn text(value: impl Into<String>) -> MessageAttributeValue {
     built(MessageAttributeValue::builder().data_type("String").string_value(value))
 }
 
-fn number(value: impl ToString) -> MessageAttributeValue {
+fn number(value: impl std::fmt::Display) -> MessageAttributeValue {
     built(MessageAttributeValue::builder().data_type("Number").string_value(value.to_string()))
 }
 
@@ -225,7 +225,7 @@ fn long_delays_are_told_and_cut_and_short_ones_left_to_the_service() {
 #[test]
 fn a_message_that_is_not_due_is_sent_on_as_it_is() {
     let message = Message::new("a", vec![0, 255]).with_delay(Duration::from_secs(2_000));
-    let first = delivered(standard().encode(&message, 3), "2");
+    let first = delivered(&standard().encode(&message, 3), "2");
     let due = Codec::due_of(&first).expect("delayed");
     assert_eq!(due, NOW + Duration::from_secs(2_000));
     for (elapsed, seconds) in [(900, Some(900)), (1_500, Some(500)), (2_000, None), (9_999, None)] {
@@ -259,14 +259,14 @@ fn a_due_time_of_others_is_read_with_care() {
 fn attempts_add_what_the_service_counts() {
     let attempt = |written, receives: &str| {
         standard()
-            .decode(delivered(standard().encode(&Message::new("a", ""), written), receives))
+            .decode(delivered(&standard().encode(&Message::new("a", ""), written), receives))
             .attempt
     };
     assert_eq!((attempt(1, "1"), attempt(2, "1"), attempt(2, "3")), (1, 2, 4));
     assert_eq!((attempt(1, "0"), attempt(1, "-1"), attempt(1, "many")), (1, 1, 1));
     assert_eq!(attempt(u32::MAX, "4294967295"), u32::MAX);
     let forged = Message::new("a", "").with_header("jobs-attempt", "7").with_header("b", "c");
-    let decoded = standard().decode(delivered(standard().encode(&forged, 1), "1"));
+    let decoded = standard().decode(delivered(&standard().encode(&forged, 1), "1"));
     assert_eq!(decoded.attempt, 1);
     assert_eq!(entries(decoded.message.headers()), [("b", "c")]);
 }
@@ -314,8 +314,8 @@ fn a_job_stays_in_its_group() {
     let ours = Message::new("a", "");
     let keyed = ours.clone().with_ordering_key("ключ");
     for codec in [fifo(None), fifo(Some("g"))] {
-        assert_eq!(grouped(&codec, delivered(codec.encode(&ours, 1), "1")), None);
-        let key = grouped(&codec, delivered(codec.encode(&keyed, 1), "1"));
+        assert_eq!(grouped(&codec, delivered(&codec.encode(&ours, 1), "1")), None);
+        let key = grouped(&codec, delivered(&codec.encode(&keyed, 1), "1"));
         assert_eq!(key.as_deref(), Some("ключ"));
         let mut foreign = received("a", []);
         let group = (MessageSystemAttributeName::MessageGroupId, "theirs".to_owned());
@@ -331,7 +331,7 @@ fn ids_and_names_that_are_no_text_for_the_service_are_kept() {
     let attributes = encoded.entry("1", NOW).message_attributes.expect("there are");
     assert_eq!(attributes[wire::ID].string_value(), Some("\u{fffd}b"));
     assert_eq!(attributes[wire::NAME].string_value(), Some("a\u{fffd}"));
-    assert_same(&standard().decode(delivered(encoded, "1")).message, &message);
+    assert_same(&standard().decode(delivered(&encoded, "1")).message, &message);
 }
 
 #[test]
@@ -524,7 +524,7 @@ fn assert_sound(codec: &Codec, message: Received) {
     if codec.fifo && group.as_deref().is_some_and(is_token) && message.ordering_key().is_none() {
         assert_eq!(again.group(), group.as_deref());
     }
-    let again = codec.decode(delivered(again, "1"));
+    let again = codec.decode(delivered(&again, "1"));
     assert_same(&again.message, &message);
     assert_eq!((again.attempt, again.message.ordering_key()), (attempt, message.ordering_key()));
 }
@@ -559,7 +559,7 @@ proptest! {
             prop_assert!(value.string_value().is_none_or(is_legal));
         }
         prop_assert!(entry.delay_seconds.is_none_or(|delay| (1..=900).contains(&delay)));
-        let decoded = codec.decode(delivered(encoded, "1"));
+        let decoded = codec.decode(delivered(&encoded, "1"));
         assert_same(&decoded.message, &message);
         prop_assert_eq!(decoded.message.priority(), Some(message.priority().unwrap_or(3)));
         prop_assert_eq!(decoded.attempt, attempt);
