@@ -60,9 +60,7 @@ impl Control {
         match (fault, &self.container) {
             (Fault::Kill, _) => {
                 self.container()?.kill().await?;
-                if let (Some(proxy), Some(_)) = (&self.proxy, self.lacking) {
-                    proxy.refuse();
-                }
+                self.gate().into_iter().for_each(Proxy::refuse);
                 Ok(())
             }
             (Fault::Stall, Some(container)) => container.pause().await,
@@ -79,9 +77,7 @@ impl Control {
             (Fault::Kill, _) => {
                 self.container()?.restart().await?;
                 self.restored().await?;
-                if let (Some(proxy), Some(_)) = (&self.proxy, self.lacking) {
-                    proxy.restore();
-                }
+                self.gate().into_iter().for_each(Proxy::restore);
                 Ok(())
             }
             (Fault::Stall, Some(container)) => container.unpause().await,
@@ -90,6 +86,11 @@ impl Control {
                 Ok(())
             }
         }
+    }
+
+    /// What clients are kept out by until the server has everything it had.
+    fn gate(&self) -> Option<&Proxy> {
+        self.lacking.and(self.proxy.as_ref())
     }
 
     /// Waits until the server has everything it had before it was killed.

@@ -265,7 +265,7 @@ impl Session {
             }
         }
         lock(&self.control.leases).clear();
-        // The last one: this closes it.
+        // The last one, unless the keeper was left with it: this closes it.
         drop(consumer);
         end
     }

@@ -57,7 +57,7 @@ pub(crate) struct Codec {
 }
 
 /// What is sent for a message: each attempt makes an entry of it.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Encoded {
     body: String,
     attributes: Vec<(Cow<'static, str>, Attribute)>,
@@ -65,7 +65,7 @@ pub(crate) struct Encoded {
     order: Option<Order>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 enum Attribute {
     Text(Cow<'static, str>),
     Number(String),

@@ -38,8 +38,8 @@ impl Settings {
 }
 
 impl KafkaConfig {
-    /// A client that has not answered a commit for so long never will: without a broker it fails a commit
-    /// after the session timeout, and an unanswered request after its own.
+    /// A client that has not answered a commit for so long is taken for one that never will: without a
+    /// broker it fails a commit after the session timeout, and an unanswered request after its own.
     pub(crate) fn commit_patience(&self) -> Duration {
         self.session_timeout + self.producer.request_timeout + MARGIN
     }
