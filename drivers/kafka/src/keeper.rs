@@ -32,7 +32,7 @@ pub(crate) struct Keeper {
 pub(crate) struct Owed(Mutex<Option<Instant>>);
 
 impl Owed {
-    fn set(&self, since: Option<Instant>) {
+    pub(crate) fn set(&self, since: Option<Instant>) {
         *lock(&self.0) = since;
     }
 
