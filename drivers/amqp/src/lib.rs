@@ -10,6 +10,7 @@ mod consumer;
 mod delays;
 mod driver;
 mod error;
+mod flights;
 mod health;
 mod inspector;
 mod outbox;

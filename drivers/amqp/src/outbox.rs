@@ -12,8 +12,9 @@ use crate::NAME;
 use crate::codec;
 use crate::config::AmqpConfig;
 use crate::error::timed_out;
+use crate::flights::Publish;
 use crate::inspector::Inspector;
-use crate::publisher::{Publish, Publisher, lost_channel};
+use crate::publisher::{Publisher, lost_channel};
 use crate::topology::{Destination, Target, Topology, text};
 
 /// RoadRunner's drivers take this header out and publish with its value as the routing key.
@@ -54,8 +55,8 @@ impl Outbox {
         let most = self.config.max_priority;
         let properties = codec::encode(&message, &self.pipeline, self.priority, attempt, most);
         if message.delay().is_zero() {
-            let publish = Box::new(Publish { target, message, properties });
-            return self.publisher.publish(publish, deadline).await.inspect_err(|error| {
+            let publish = Publish::new(target, message, properties);
+            return self.publisher.publish(&publish, deadline).await.inspect_err(|error| {
                 if error.kind() == ErrorKind::NotFound {
                     // When the queue is there again, delayed messages must find it.
                     self.inspector.distrust();
@@ -76,7 +77,7 @@ impl Outbox {
     ) -> Result<()> {
         let again = properties.clone();
         let delayed = self.delayed(message.clone(), properties, key, to, deadline).await?;
-        match self.publisher.publish(delayed, deadline).await {
+        match self.publisher.publish(&delayed, deadline).await {
             // Somebody deleted the levels. The next attempt declares them again.
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 self.inspector.distrust();
@@ -84,7 +85,7 @@ impl Outbox {
                     return Err(lost_channel().with_source(error));
                 }
                 let delayed = self.delayed(message, again, key, to, deadline).await?;
-                self.publisher.publish(delayed, deadline).await
+                self.publisher.publish(&delayed, deadline).await
             }
             answer => answer,
         }
@@ -98,18 +99,14 @@ impl Outbox {
         routing_key: &ShortString,
         to: Destination,
         deadline: Instant,
-    ) -> Result<Box<Publish>> {
+    ) -> Result<Arc<Publish>> {
         let mut headers = properties.headers().clone().unwrap_or_default();
         let way = self.declare_delay(&message, to, deadline);
         for (name, value) in self.inspector.until_closed("push", way).await? {
             headers.insert(name.into(), text(value));
         }
         let target = Target { exchange: self.topology.entry(), routing_key: routing_key.clone() };
-        Ok(Box::new(Publish {
-            target: Arc::new(target),
-            message,
-            properties: properties.with_headers(headers),
-        }))
+        Ok(Publish::new(Arc::new(target), message, properties.with_headers(headers)))
     }
 
     /// Tries again while the broker is away, as a push does.

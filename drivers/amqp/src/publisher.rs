@@ -4,29 +4,28 @@
 //! before it queues its frames, so that two tasks publishing on one channel could get each other's
 //! confirms. It never waits for one confirm before it starts the next publish.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::mem;
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
-use futures::future::FutureExt;
-use futures::stream::{FuturesUnordered, StreamExt};
+use futures::future::{self, FutureExt};
+use futures::stream::StreamExt;
 use jobs_core::{Backoff, Error, ErrorKind, Message, Result};
-use lapin::message::BasicReturnMessage;
-use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
-use lapin::{BasicProperties, Channel, Confirmation};
+use lapin::Channel;
+use lapin::options::ConfirmSelectOptions;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::NAME;
-use crate::codec::{fits, id_of};
-use crate::confirms::{Confirms, Key, Published, Verdict};
+use crate::codec::fits;
+use crate::confirms::{Confirms, Verdict};
 use crate::connection::{Connections, Live, close, within};
 use crate::error::{closed, mapped, max_message_size, refuses};
+use crate::flights::{Flights, Flown, Publish, Request};
 use crate::health::Health;
 use crate::topology::{Side, Target, Topology};
 
@@ -56,57 +55,19 @@ pub(crate) struct Publisher {
     task: Mutex<Option<AbortOnDropHandle<()>>>,
 }
 
-/// A message on its way.
-pub(crate) struct Publish {
-    pub(crate) target: Arc<Target>,
-    /// Its id and target tell returned messages apart, its payload is the body.
-    pub(crate) message: Message,
-    pub(crate) properties: BasicProperties,
-}
+/// Takes back what was not handed to the client when its caller is gone.
+struct Withdraw<'a>(&'a Publish);
 
-struct Request {
-    /// Boxed, as it is handed on several times.
-    publish: Box<Publish>,
-    stage: Arc<Stage>,
-    answer: oneshot::Sender<Result<()>>,
-}
-
-/// Whether a request was handed to the client. Either that or giving up wins, never both: so a push
-/// that fails knows whether its message may be stored.
-#[derive(Default)]
-struct Stage(AtomicU8);
-
-impl Stage {
-    const WAITING: u8 = 0;
-    const STARTED: u8 = 1;
-    const WITHDRAWN: u8 = 2;
-
-    fn leave_waiting(&self, to: u8) -> bool {
-        let order = Ordering::AcqRel;
-        self.0.compare_exchange(Self::WAITING, to, order, Ordering::Acquire).is_ok()
-    }
-
-    fn start(&self) -> bool {
-        self.leave_waiting(Self::STARTED)
-    }
-
+impl Withdraw<'_> {
     /// True if the message was not and will not be handed to the client.
     fn withdraw(&self) -> bool {
-        self.leave_waiting(Self::WITHDRAWN)
-    }
-
-    /// The client refused to take it.
-    fn restart(&self) {
-        self.0.store(Self::WAITING, Ordering::Release);
+        self.0.take().is_some()
     }
 }
-
-/// Withdraws a request whose caller went away.
-struct Withdraw<'a>(&'a Stage);
 
 impl Drop for Withdraw<'_> {
     fn drop(&mut self) {
-        self.0.withdraw();
+        self.withdraw();
     }
 }
 
@@ -126,7 +87,7 @@ impl Publisher {
             with_due,
             declared: None,
             requests: receiver,
-            backlog: VecDeque::new(),
+            backlog: Vec::new(),
             drained: false,
             health: Arc::clone(&health),
             closing: closing.clone(),
@@ -140,17 +101,15 @@ impl Publisher {
     ///
     /// # Cancel safety
     /// A message that was not handed to the client yet will not be.
-    pub(crate) async fn publish(&self, publish: Box<Publish>, deadline: Instant) -> Result<()> {
+    pub(crate) async fn publish(&self, publish: &Arc<Publish>, deadline: Instant) -> Result<()> {
+        let withdraw = Withdraw(publish);
         let (answer, answered) = oneshot::channel();
-        let stage = Arc::new(Stage::default());
-        let request = Request { publish, stage: Arc::clone(&stage), answer };
-        let withdraw = Withdraw(&stage);
+        let request = Request { publish: Arc::clone(publish), answer };
         let answer = timeout_at(deadline, async {
             self.requests.send(request).await.map_err(|_| closed("push"))?;
             answered.await.unwrap_or_else(|_| Err(closed("push")))
         });
-        let stored =
-            |error: Error| if withdraw.0.withdraw() { error } else { error.maybe_stored() };
+        let stored = |error: Error| if withdraw.withdraw() { error } else { error.maybe_stored() };
         match answer.await {
             Ok(Err(error)) if error.kind() == ErrorKind::Closed => Err(stored(error)),
             Ok(answer) => answer,
@@ -210,26 +169,11 @@ struct Worker {
     declared: Option<u64>,
     requests: mpsc::Receiver<Request>,
     /// Taken from the requests, and certainly not published.
-    backlog: VecDeque<Request>,
+    backlog: Vec<Request>,
     /// No request will come any more.
     drained: bool,
     health: Arc<Health>,
     closing: CancellationToken,
-}
-
-/// A push that waits to be told.
-struct Pending {
-    message: Message,
-    target: Arc<Target>,
-    answer: oneshot::Sender<Result<()>>,
-}
-
-impl Published for Pending {
-    fn key(&self) -> Key {
-        let Target { exchange, routing_key } = &*self.target;
-        let id = self.message.id().as_str().to_owned();
-        Key { id, exchange: exchange.to_string(), routing_key: routing_key.to_string() }
-    }
 }
 
 /// Why a channel is no longer used.
@@ -237,16 +181,6 @@ enum End {
     Lost,
     /// Stopped, and everything was published.
     Finished,
-}
-
-/// What became of a publish.
-enum Flown {
-    /// Confirmed, together with some returned message.
-    Acked(Pending, Option<Key>),
-    Nacked(Pending, Option<Key>),
-    Failed(Pending, lapin::Error),
-    /// The channel was gone before.
-    Refused(Request),
 }
 
 impl Worker {
@@ -315,7 +249,7 @@ impl Worker {
         }
         // What callers have given up on is not kept until the broker is back.
         while let Ok(request) = self.requests.try_recv() {
-            self.backlog.push_back(request);
+            self.backlog.push(request);
         }
         self.backlog.retain(|request| !request.answer.is_closed());
         self.backlog.is_empty() && self.requests.is_closed() && self.requests.is_empty()
@@ -324,53 +258,61 @@ impl Worker {
     /// Publishes until the channel is lost or nothing more will come.
     async fn serve(&mut self, live: &Live, channel: &Channel) -> End {
         let frame_max = live.connection().configuration().frame_max();
-        let start = |request| start(channel, frame_max, request);
-        let mut flights = FuturesUnordered::new();
-        flights.extend(mem::take(&mut self.backlog).into_iter().filter_map(start));
+        let mut flights = Flights::new(channel);
         let mut confirms = Confirms::default();
-        let mut taken = Vec::new();
+        let mut taken = mem::take(&mut self.backlog);
         let mut blocked = false;
+        let closing = self.closing.clone();
+        let mut closing = pin!(closing.cancelled());
         let mut look = interval(BLOCKED_POLL);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            let mut failed = Vec::new();
+            let mut lost = false;
+            for request in taken.drain(..) {
+                lost = lost || !channel.status().connected();
+                match lost {
+                    true => self.backlog.push(request),
+                    false => start(&mut flights, frame_max, request),
+                }
+            }
             blocked = self.look_at_alarm(live, blocked);
             let free = if blocked { 0 } else { WINDOW.saturating_sub(flights.len()) };
             tokio::select! {
                 biased;
+                () = future::ready(()), if lost => {}
                 Some(flown) = flights.next() => {
-                    let mut failed = Vec::new();
-                    let mut lost = self.land(flown, &mut confirms, &mut failed);
+                    lost = land(flown, &mut confirms, &mut failed);
                     // Everything that has landed is judged together. Twice, because the set lets
                     // others run in between.
                     for _ in 0..2 {
                         while let Some(Some(flown)) = flights.next().now_or_never() {
-                            lost |= self.land(flown, &mut confirms, &mut failed);
+                            lost |= land(flown, &mut confirms, &mut failed);
                         }
                     }
                     tell(confirms.judge());
-                    if lost {
-                        let rest = async {
-                            while let Some(flown) = flights.next().await {
-                                self.land(flown, &mut confirms, &mut failed);
-                            }
-                        };
-                        let drained = timeout(DRAIN, rest).await.is_ok();
-                        if !drained {
-                            tracing::error!("the client does not answer for a dead channel");
-                        }
-                        tell(confirms.judge());
-                        confirms.into_undecided().for_each(|pending| pending.tell(Err(lost_channel())));
-                        self.tell_failed(failed, drained);
-                        return End::Lost;
-                    }
                 }
                 count = self.requests.recv_many(&mut taken, free), if free > 0 && !self.drained => {
                     self.drained = count == 0;
-                    flights.extend(taken.drain(..).filter_map(start));
                 }
-                () = self.closing.cancelled(), if !self.requests.is_closed() => self.requests.close(),
+                () = &mut closing, if !self.requests.is_closed() => self.requests.close(),
                 _ = look.tick(), if blocked || !flights.is_empty() => {}
                 else => return End::Finished,
+            }
+            if lost {
+                let rest = async {
+                    while let Some(flown) = flights.next().await {
+                        land(flown, &mut confirms, &mut failed);
+                    }
+                };
+                let drained = timeout(DRAIN, rest).await.is_ok();
+                if !drained {
+                    tracing::error!("the client does not answer for a dead channel");
+                }
+                tell(confirms.judge());
+                confirms.into_undecided().for_each(|request| request.tell(Err(lost_channel())));
+                self.tell_failed(failed, drained);
+                return End::Lost;
             }
         }
     }
@@ -392,59 +334,55 @@ impl Worker {
         blocked
     }
 
-    /// Takes note of what became of a publish. True if the channel is lost.
-    fn land(
-        &mut self,
-        flown: Flown,
-        confirms: &mut Confirms<Pending>,
-        failed: &mut Vec<(Pending, lapin::Error)>,
-    ) -> bool {
-        match flown {
-            Flown::Acked(pending, returned) => {
-                confirms.resolve(returned, pending);
-                false
-            }
-            Flown::Nacked(pending, returned) => {
-                returned.into_iter().for_each(|key| confirms.note_returned(key));
-                let context = "the broker refused it: the queue is full, or could not store it";
-                let error = Error::new(ErrorKind::Throttled, "push").with_driver(NAME);
-                pending.tell(Err(error.with_context(context).transient().maybe_stored()));
-                false
-            }
-            Flown::Failed(pending, error) => {
-                failed.push((pending, error));
-                true
-            }
-            Flown::Refused(request) => {
-                request.stage.restart();
-                self.backlog.push_back(request);
-                true
-            }
-        }
-    }
-
     /// Tells those that were under way when the channel failed; `all` of them, unless some are missing.
-    fn tell_failed(&self, failed: Vec<(Pending, lapin::Error)>, all: bool) {
-        let is_refused = |(pending, error): &&(Pending, _)| refuses(error, &pending.target);
+    fn tell_failed(&self, failed: Vec<(Request, lapin::Error)>, all: bool) {
+        let is_refused = |(request, error): &&(Request, _)| refuses(error, &request.publish.target);
         let alone = all && failed.iter().filter(is_refused).count() == 1;
-        for (pending, error) in failed {
-            let failure = failed_push(&pending.message, &pending.target, alone, &error);
+        for (request, error) in failed {
+            let Publish { message, target, .. } = &*request.publish;
+            let failure = failed_push(message, target, alone, &error);
             self.health.met(&failure);
-            pending.tell(Err(failure));
+            request.tell(Err(failure));
         }
     }
 }
 
-impl Pending {
-    fn tell(self, answer: Result<()>) {
-        // Nobody listens any more: that caller has drawn its own conclusion.
-        let _ = self.answer.send(answer);
+/// Starts to publish, unless nobody waits for it any more or no frame can take the headers.
+fn start(flights: &mut Flights<'_>, frame_max: u32, request: Request) {
+    let Some(properties) = request.publish.take() else { return };
+    if fits(&properties, frame_max) {
+        return flights.start(request, properties);
     }
+    let error = Error::new(ErrorKind::PayloadTooLarge, "push").with_driver(NAME);
+    let context = format!("headers larger than a frame takes, which has {frame_max} bytes");
+    request.tell(Err(error.with_context(context)));
 }
 
-fn tell(judged: Vec<(Pending, Verdict)>) {
-    for (pending, verdict) in judged {
-        pending.tell(match verdict {
+/// Takes note of what became of a publish. True if the channel is lost.
+fn land(
+    flown: Flown,
+    confirms: &mut Confirms<Request>,
+    failed: &mut Vec<(Request, lapin::Error)>,
+) -> bool {
+    match flown {
+        Flown::Acked(request, returned) => confirms.resolve(returned, request),
+        Flown::Nacked(request, returned) => {
+            returned.into_iter().for_each(|key| confirms.note_returned(key));
+            let context = "the broker refused it: the queue is full, or could not store it";
+            let error = Error::new(ErrorKind::Throttled, "push").with_driver(NAME);
+            request.tell(Err(error.with_context(context).transient().maybe_stored()));
+        }
+        Flown::Failed(request, error) => {
+            failed.push((request, error));
+            return true;
+        }
+    }
+    false
+}
+
+fn tell(judged: Vec<(Request, Verdict)>) {
+    for (request, verdict) in judged {
+        request.tell(match verdict {
             Verdict::Stored => Ok(()),
             Verdict::Returned => {
                 let error = Error::new(ErrorKind::NotFound, "push").with_driver(NAME);
@@ -452,16 +390,6 @@ fn tell(judged: Vec<(Pending, Verdict)>) {
             }
         });
     }
-}
-
-/// What tells a message apart that the broker gave back.
-fn key_of(returned: &BasicReturnMessage) -> Option<Key> {
-    let delivery = &returned.delivery;
-    Some(Key {
-        id: id_of(&delivery.properties)?.to_owned(),
-        exchange: delivery.exchange.to_string(),
-        routing_key: delivery.routing_key.to_string(),
-    })
 }
 
 pub(crate) fn lost_channel() -> Error {
@@ -485,54 +413,6 @@ fn failed_push(message: &Message, target: &Target, alone: bool, error: &lapin::E
         }
         _ => failure.maybe_stored(),
     }
-}
-
-/// Starts to publish, unless nobody waits for it any more or no frame can take the headers.
-fn start(
-    channel: &Channel,
-    frame_max: u32,
-    request: Request,
-) -> Option<impl Future<Output = Flown>> {
-    if request.answer.is_closed() {
-        return None;
-    }
-    if !fits(&request.publish.properties, frame_max) {
-        let error = Error::new(ErrorKind::PayloadTooLarge, "push").with_driver(NAME);
-        let context = format!("headers larger than a frame takes, which has {frame_max} bytes");
-        let _ = request.answer.send(Err(error.with_context(context)));
-        return None;
-    }
-    if !request.stage.start() {
-        return None;
-    }
-    Some(async move {
-        if !channel.status().connected() {
-            return Flown::Refused(request);
-        }
-        let Request { publish, answer, .. } = request;
-        let Publish { target, message, properties } = *publish;
-        let options = BasicPublishOptions { mandatory: true, ..Default::default() };
-        let Target { exchange, routing_key } = Target::clone(&target);
-        let body = message.payload();
-        // Boxed, to be given back when the frames are written: it is many times as large as what waits
-        // for the confirm.
-        let write = channel.basic_publish(exchange, routing_key, options, body, properties);
-        let confirmed = match Box::pin(write).await {
-            Ok(confirm) => confirm.await,
-            Err(error) => Err(error),
-        };
-        let pending = Pending { message, target, answer };
-        let key_of = |returned: Option<BasicReturnMessage>| returned.as_ref().and_then(key_of);
-        match confirmed {
-            Ok(Confirmation::Ack(returned)) => Flown::Acked(pending, key_of(returned)),
-            Ok(Confirmation::Nack(returned)) => Flown::Nacked(pending, key_of(returned)),
-            Ok(Confirmation::NotRequested) => {
-                let id = pending.message.id();
-                unreachable!("confirms were selected before {id:?} was published")
-            }
-            Err(error) => Flown::Failed(pending, error),
-        }
-    })
 }
 
 #[cfg(test)]

@@ -1,0 +1,171 @@
+//! Publishes under way on one channel, from the first frame to the confirm.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use futures::future::{self, BoxFuture, FutureExt};
+use futures::stream::{FuturesUnordered, Stream, StreamExt};
+use jobs_core::{Message, Result};
+use lapin::message::BasicReturnMessage;
+use lapin::options::BasicPublishOptions;
+use lapin::{BasicProperties, Channel, Confirmation, PublisherConfirm};
+use tokio::sync::oneshot;
+
+use crate::codec::id_of;
+use crate::confirms::{Key, Published};
+use crate::topology::Target;
+
+/// A message on its way.
+pub(crate) struct Publish {
+    pub(crate) target: Arc<Target>,
+    /// Its id and target tell returned messages apart, its payload is the body.
+    pub(crate) message: Message,
+    /// Whoever takes them decides: the task, to publish it, or its caller, to give up. So a push that
+    /// fails knows whether its message may be stored.
+    properties: Mutex<Option<BasicProperties>>,
+}
+
+impl Publish {
+    pub(crate) fn new(
+        target: Arc<Target>,
+        message: Message,
+        properties: BasicProperties,
+    ) -> Arc<Self> {
+        Arc::new(Self { target, message, properties: Mutex::new(Some(properties)) })
+    }
+
+    /// What nobody took yet.
+    pub(crate) fn take(&self) -> Option<BasicProperties> {
+        self.properties.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// A push that waits to be told.
+pub(crate) struct Request {
+    pub(crate) publish: Arc<Publish>,
+    pub(crate) answer: oneshot::Sender<Result<()>>,
+}
+
+impl Request {
+    pub(crate) fn tell(self, answer: Result<()>) {
+        // Nobody listens any more: that caller has drawn its own conclusion.
+        let _ = self.answer.send(answer);
+    }
+}
+
+impl Published for Request {
+    fn key(&self) -> Key {
+        let Target { exchange, routing_key } = &*self.publish.target;
+        let id = self.publish.message.id().as_str().to_owned();
+        Key { id, exchange: exchange.to_string(), routing_key: routing_key.to_string() }
+    }
+}
+
+/// What became of a publish.
+pub(crate) enum Flown {
+    /// Confirmed, together with some returned message.
+    Acked(Request, Option<Key>),
+    Nacked(Request, Option<Key>),
+    Failed(Request, lapin::Error),
+}
+
+type Written = (Request, lapin::Result<PublisherConfirm>);
+
+/// The publishes that were started on a channel and have not ended.
+pub(crate) struct Flights<'a> {
+    channel: &'a Channel,
+    /// In the order of their frames, as the client writes them: only the first is waited for.
+    writes: VecDeque<BoxFuture<'a, Written>>,
+    confirms: FuturesUnordered<Unconfirmed>,
+}
+
+impl<'a> Flights<'a> {
+    pub(crate) fn new(channel: &'a Channel) -> Self {
+        Self { channel, writes: VecDeque::new(), confirms: FuturesUnordered::new() }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.writes.len() + self.confirms.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Numbers the publish and queues its frames.
+    pub(crate) fn start(&mut self, request: Request, properties: BasicProperties) {
+        let channel = self.channel;
+        let mut write = async move {
+            let Publish { target, message, .. } = &*request.publish;
+            let options = BasicPublishOptions { mandatory: true, ..Default::default() };
+            let Target { exchange, routing_key } = Target::clone(target);
+            let body = message.payload();
+            let write = channel.basic_publish(exchange, routing_key, options, body, properties);
+            let written = write.await;
+            (request, written)
+        }
+        .boxed();
+        // The client does both when it is first asked.
+        if let Some(written) = (&mut write).now_or_never() {
+            write = future::ready(written).boxed();
+        }
+        self.writes.push_back(write);
+    }
+}
+
+impl Stream for Flights<'_> {
+    type Item = Flown;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Flown>> {
+        while let Some(write) = self.writes.front_mut() {
+            let Poll::Ready((request, written)) = write.poll_unpin(cx) else { break };
+            self.writes.pop_front();
+            match written {
+                Ok(confirm) => self.confirms.push(Unconfirmed { request: Some(request), confirm }),
+                Err(error) => return Poll::Ready(Some(Flown::Failed(request, error))),
+            }
+        }
+        match self.confirms.poll_next_unpin(cx) {
+            Poll::Ready(None) if !self.writes.is_empty() => Poll::Pending,
+            flown => flown,
+        }
+    }
+}
+
+/// Written, and not confirmed.
+struct Unconfirmed {
+    /// Until it is.
+    request: Option<Request>,
+    confirm: PublisherConfirm,
+}
+
+impl Future for Unconfirmed {
+    type Output = Flown;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Flown> {
+        let confirmed = ready!(self.confirm.poll_unpin(cx));
+        let request = self.request.take().expect("polled until it is ready");
+        let key_of = |returned: Option<BasicReturnMessage>| returned.as_ref().and_then(key_of);
+        Poll::Ready(match confirmed {
+            Ok(Confirmation::Ack(returned)) => Flown::Acked(request, key_of(returned)),
+            Ok(Confirmation::Nack(returned)) => Flown::Nacked(request, key_of(returned)),
+            Ok(Confirmation::NotRequested) => {
+                let id = request.publish.message.id();
+                unreachable!("confirms were selected before {id:?} was published")
+            }
+            Err(error) => Flown::Failed(request, error),
+        })
+    }
+}
+
+/// What tells a message apart that the broker gave back.
+fn key_of(returned: &BasicReturnMessage) -> Option<Key> {
+    let delivery = &returned.delivery;
+    Some(Key {
+        id: id_of(&delivery.properties)?.to_owned(),
+        exchange: delivery.exchange.to_string(),
+        routing_key: delivery.routing_key.to_string(),
+    })
+}
