@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures::future::{FutureExt, OptionFuture, try_join_all};
 use futures::stream::{FuturesUnordered, StreamExt};
-use jobs_core::{Capabilities, Credit, Delivery, Error, Inlet, Result};
+use jobs_core::{Capabilities, Credit, Delivery, Error, Inlet, Result, Wakeup};
 use lapin::Channel;
 use lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
@@ -211,7 +211,7 @@ impl Session {
                     writing = self.write(&channel, frames);
                 }
                 Some((tag, stored)) = copies.next() => copied.extend(self.copied(tag, stored)),
-                credit = inlet.credit(), if waits => self.deliver_fetched(credit),
+                credit = inlet.credit(), if waits => drop(self.deliver_fetched(credit)),
                 fetched = next(&mut self.subscriptions), if !waits => {
                     if let Err(error) = self.receive(fetched) {
                         return End::Lost(error);
@@ -309,6 +309,8 @@ impl Session {
         &mut self,
         mut fetched: Option<lapin::Result<lapin::message::Delivery>>,
     ) -> Result<()> {
+        // Who waits for a job is woken at the end: awake, it would contend for the lane.
+        let mut wakeups = Vec::new();
         for _ in 0..TURN {
             match fetched {
                 Some(Ok(delivery)) => self.fetched = Some(delivery),
@@ -316,7 +318,7 @@ impl Session {
                 None => return Err(self.gone()),
             }
             let Some(credit) = self.inlet.try_credit() else { return Ok(()) };
-            self.deliver_fetched(credit);
+            wakeups.extend(self.deliver_fetched(credit));
             match next(&mut self.subscriptions).now_or_never() {
                 Some(next) => fetched = next,
                 None => return Ok(()),
@@ -331,8 +333,8 @@ impl Session {
         Ok(())
     }
 
-    fn deliver_fetched(&mut self, credit: Credit) {
-        let Some(delivery) = self.fetched.take() else { return };
+    fn deliver_fetched(&mut self, credit: Credit) -> Option<Wakeup> {
+        let delivery = self.fetched.take()?;
         let tag = delivery.delivery_tag;
         self.unsettled.deliver(tag, Instant::now());
         let decoded = codec::decode(&delivery.properties, delivery.data);
@@ -340,7 +342,7 @@ impl Session {
         let delivery = Delivery::new(decoded.message, self.settlements.token(tag), acknowledger)
             .with_attempt(decoded.attempt)
             .with_position(tag);
-        self.inlet.deliver(credit, delivery);
+        self.inlet.deliver(credit, delivery)
     }
 
     /// Starts to write the frames of these settlements.
