@@ -129,7 +129,6 @@ async fn until_done(jobs: &Jobs, books: &HashMap<&str, Arc<Book>>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "green in six runs of six since ElasticMQ is let alone until it has restored its messages, which is too few: `cargo test --test together -- --ignored`"]
 async fn five_go_on_while_one_is_away() {
     let folder = tempfile::tempdir().unwrap();
     let brokers = Brokers::start().await.unwrap();
