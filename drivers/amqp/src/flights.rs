@@ -2,22 +2,27 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Wake, Waker, ready};
 
-use futures::future::{self, BoxFuture, FutureExt};
+use futures::future::{self, FutureExt};
 use futures::stream::{FuturesUnordered, Stream, StreamExt};
 use jobs_core::{Message, Result};
 use lapin::message::BasicReturnMessage;
 use lapin::options::BasicPublishOptions;
 use lapin::{BasicProperties, Channel, Confirmation, PublisherConfirm};
 use tokio::sync::oneshot;
+use tokio_util::sync::ReusableBoxFuture;
 
 use crate::codec::id_of;
 use crate::confirms::{Key, Published};
 use crate::topology::Target;
 
-/// A message on its way.
+/// Memory for writes that is kept for the next ones.
+const SPARE: usize = 64;
+
+/// A message on its way, once.
 pub(crate) struct Publish {
     pub(crate) target: Arc<Target>,
     /// Its id and target tell returned messages apart, its payload is the body.
@@ -71,19 +76,29 @@ pub(crate) enum Flown {
     Failed(Request, lapin::Error),
 }
 
-type Written = (Request, lapin::Result<PublisherConfirm>);
+/// The client's future is large, and lives for a moment only.
+type Write<'a> = ReusableBoxFuture<'a, (Request, lapin::Result<PublisherConfirm>)>;
 
 /// The publishes that were started on a channel and have not ended.
 pub(crate) struct Flights<'a> {
     channel: &'a Channel,
     /// In the order of their frames, as the client writes them: only the first is waited for.
-    writes: VecDeque<BoxFuture<'a, Written>>,
+    writes: VecDeque<Write<'a>>,
+    /// Writes that have ended.
+    spare: Vec<Write<'a>>,
     confirms: FuturesUnordered<Unconfirmed>,
+    woken: Arc<Woken>,
 }
 
 impl<'a> Flights<'a> {
     pub(crate) fn new(channel: &'a Channel) -> Self {
-        Self { channel, writes: VecDeque::new(), confirms: FuturesUnordered::new() }
+        Self {
+            channel,
+            writes: VecDeque::new(),
+            spare: Vec::new(),
+            confirms: FuturesUnordered::new(),
+            woken: Arc::default(),
+        }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -97,7 +112,7 @@ impl<'a> Flights<'a> {
     /// Numbers the publish and queues its frames.
     pub(crate) fn start(&mut self, request: Request, properties: BasicProperties) {
         let channel = self.channel;
-        let mut write = async move {
+        let write = async move {
             let Publish { target, message, .. } = &*request.publish;
             let options = BasicPublishOptions { mandatory: true, ..Default::default() };
             let Target { exchange, routing_key } = Target::clone(target);
@@ -105,13 +120,34 @@ impl<'a> Flights<'a> {
             let write = channel.basic_publish(exchange, routing_key, options, body, properties);
             let written = write.await;
             (request, written)
-        }
-        .boxed();
+        };
+        let mut write = match self.spare.pop() {
+            Some(mut spare) => {
+                spare.set(write);
+                spare
+            }
+            None => Write::new(write),
+        };
         // The client does both when it is first asked.
-        if let Some(written) = (&mut write).now_or_never() {
-            write = future::ready(written).boxed();
+        if let Some(written) = write.get_pin().now_or_never() {
+            write = Write::new(future::ready(written));
         }
         self.writes.push_back(write);
+    }
+
+    /// One that has ended. None means that all the client had resolved when this was called were returned.
+    pub(crate) fn landed(&mut self) -> Option<Flown> {
+        let woken = Arc::clone(&self.woken);
+        let waker = Waker::from(Arc::clone(&woken));
+        loop {
+            woken.0.store(false, Ordering::Release);
+            match self.poll_next_unpin(&mut Context::from_waker(&waker)) {
+                Poll::Ready(flown) => return flown,
+                // The set lets others run before it looks at the rest.
+                Poll::Pending if woken.0.load(Ordering::Acquire) => std::thread::yield_now(),
+                Poll::Pending => return None,
+            }
+        }
     }
 }
 
@@ -120,8 +156,11 @@ impl Stream for Flights<'_> {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Flown>> {
         while let Some(write) = self.writes.front_mut() {
-            let Poll::Ready((request, written)) = write.poll_unpin(cx) else { break };
-            self.writes.pop_front();
+            let Poll::Ready((request, written)) = write.poll(cx) else { break };
+            let ended = self.writes.pop_front();
+            if self.spare.len() < SPARE {
+                self.spare.extend(ended);
+            }
             match written {
                 Ok(confirm) => self.confirms.push(Unconfirmed { request: Some(request), confirm }),
                 Err(error) => return Poll::Ready(Some(Flown::Failed(request, error))),
@@ -131,6 +170,16 @@ impl Stream for Flights<'_> {
             Poll::Ready(None) if !self.writes.is_empty() => Poll::Pending,
             flown => flown,
         }
+    }
+}
+
+/// Whether somebody was woken.
+#[derive(Default)]
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Release);
     }
 }
 

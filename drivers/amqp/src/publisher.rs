@@ -10,7 +10,6 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::{self, FutureExt};
 use futures::stream::StreamExt;
 use jobs_core::{Backoff, Error, ErrorKind, Message, Result};
 use lapin::Channel;
@@ -88,7 +87,6 @@ impl Publisher {
             declared: None,
             requests: receiver,
             backlog: Vec::new(),
-            drained: false,
             health: Arc::clone(&health),
             closing: closing.clone(),
         };
@@ -97,7 +95,7 @@ impl Publisher {
         Ok(Self { requests, health, closing, task: Mutex::new(Some(task)) })
     }
 
-    /// Publishes a message and waits for its confirm, at most until the deadline.
+    /// Publishes a message, once, and waits for its confirm, at most until the deadline.
     ///
     /// # Cancel safety
     /// A message that was not handed to the client yet will not be.
@@ -107,7 +105,9 @@ impl Publisher {
         let request = Request { publish: Arc::clone(publish), answer };
         let answer = timeout_at(deadline, async {
             self.requests.send(request).await.map_err(|_| closed("push"))?;
-            answered.await.unwrap_or_else(|_| Err(closed("push")))
+            let unanswered =
+                || if self.closing.is_cancelled() { closed("push") } else { lost_channel() };
+            answered.await.unwrap_or_else(|_| Err(unanswered()))
         });
         let stored = |error: Error| if withdraw.withdraw() { error } else { error.maybe_stored() };
         match answer.await {
@@ -170,8 +170,6 @@ struct Worker {
     requests: mpsc::Receiver<Request>,
     /// Taken from the requests, and certainly not published.
     backlog: Vec<Request>,
-    /// No request will come any more.
-    drained: bool,
     health: Arc<Health>,
     closing: CancellationToken,
 }
@@ -252,7 +250,12 @@ impl Worker {
             self.backlog.push(request);
         }
         self.backlog.retain(|request| !request.answer.is_closed());
-        self.backlog.is_empty() && self.requests.is_closed() && self.requests.is_empty()
+        self.backlog.is_empty() && self.has_no_more_requests()
+    }
+
+    /// True if no request is waiting and none will come.
+    fn has_no_more_requests(&self) -> bool {
+        self.requests.is_closed() && self.requests.is_empty()
     }
 
     /// Publishes until the channel is lost or nothing more will come.
@@ -260,7 +263,7 @@ impl Worker {
         let frame_max = live.connection().configuration().frame_max();
         let mut flights = Flights::new(channel);
         let mut confirms = Confirms::default();
-        let mut taken = mem::take(&mut self.backlog);
+        let mut taken = Vec::new();
         let mut blocked = false;
         let closing = self.closing.clone();
         let mut closing = pin!(closing.cancelled());
@@ -268,36 +271,41 @@ impl Worker {
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let mut failed = Vec::new();
-            let mut lost = false;
-            for request in taken.drain(..) {
-                lost = lost || !channel.status().connected();
-                match lost {
-                    true => self.backlog.push(request),
-                    false => start(&mut flights, frame_max, request),
-                }
-            }
+            let mut lost = !channel.status().connected();
             blocked = self.look_at_alarm(live, blocked);
+            let finished = if blocked {
+                self.is_finished()
+            } else {
+                mem::swap(&mut taken, &mut self.backlog);
+                for request in taken.drain(..) {
+                    lost = lost || !channel.status().connected();
+                    match lost {
+                        true => self.backlog.push(request),
+                        false => start(&mut flights, frame_max, request),
+                    }
+                }
+                self.backlog.is_empty() && self.has_no_more_requests()
+            };
+            if finished && flights.is_empty() {
+                return End::Finished;
+            }
             let free = if blocked { 0 } else { WINDOW.saturating_sub(flights.len()) };
-            tokio::select! {
-                biased;
-                () = future::ready(()), if lost => {}
-                Some(flown) = flights.next() => {
-                    lost = land(flown, &mut confirms, &mut failed);
-                    // Everything that has landed is judged together. Twice, because the set lets
-                    // others run in between.
-                    for _ in 0..2 {
-                        while let Some(Some(flown)) = flights.next().now_or_never() {
+            let more = free > 0 && !self.has_no_more_requests();
+            if !lost {
+                tokio::select! {
+                    biased;
+                    Some(flown) = flights.next() => {
+                        lost = land(flown, &mut confirms, &mut failed);
+                        // Everything that has landed is judged together.
+                        while let Some(flown) = flights.landed() {
                             lost |= land(flown, &mut confirms, &mut failed);
                         }
+                        tell(confirms.judge());
                     }
-                    tell(confirms.judge());
+                    _ = self.requests.recv_many(&mut self.backlog, free), if more => {}
+                    () = &mut closing, if !self.requests.is_closed() => self.requests.close(),
+                    _ = look.tick(), if blocked || !flights.is_empty() => {}
                 }
-                count = self.requests.recv_many(&mut taken, free), if free > 0 && !self.drained => {
-                    self.drained = count == 0;
-                }
-                () = &mut closing, if !self.requests.is_closed() => self.requests.close(),
-                _ = look.tick(), if blocked || !flights.is_empty() => {}
-                else => return End::Finished,
             }
             if lost {
                 let rest = async {

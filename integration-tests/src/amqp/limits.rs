@@ -49,14 +49,25 @@ async fn a_memory_alarm(fx: Fixture, brokers: Arc<Brokers>) -> CaseResult {
     let pipeline = fx.start(config).await?;
     pipeline.push_numbered(1).await?;
     pipeline.ack_next(1).await?;
+    // On the same connection, which the push of the first blocks.
+    let other = fx.connect(fx.configure().await?.with_option("push_timeout", "1s")).await?;
     set_watermark(broker, "0.0001").await?;
     let start = Instant::now();
     let blocked = fx.within("a push", pipeline.push(fx.message("blocked"))).await;
     let waited = start.elapsed();
+    let kept = fx.within("a push", other.push(fx.message("kept"))).await;
+    let start = Instant::now();
+    let stopped = other.stop().await;
+    let stopping = start.elapsed();
     set_watermark(broker, "0.6").await?;
     let error = blocked?.expect_err("the broker takes nothing");
     assert_eq!(error.kind(), ErrorKind::Throttled, "{error:?}");
     assert!(error.is_retryable() && waited >= PUSH_TIMEOUT, "after {waited:?}: {error:?}");
+    let error = kept?.expect_err("the broker takes nothing");
+    assert_eq!(error.kind(), ErrorKind::Throttled, "{error:?}");
+    assert!(error.is_retryable() && !error.may_be_stored(), "{error:?}");
+    stopped?;
+    assert!(stopping < Duration::from_secs(5), "nothing was to be flushed: {stopping:?}");
     let pushed = pipeline.push_eventually(1).await?;
     let found = pipeline.drain(1).await?;
     assert!(found.contains(&pushed[0]), "{found:?}");
