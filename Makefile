@@ -14,11 +14,11 @@ BROKERS := amqp beanstalk kafka sqs
 
 help:
 	@echo 'make demo    checksum every file of this repository through a durable queue (DIR=… for another)'
-	@echo 'make test    everything that must hold: check, docs, tests, audit'
+	@echo 'make test    everything that must hold: check, features, docs, images, tests, audit'
 	@echo 'make check   formatting and lints'
 	@echo 'make docs    the documentation, in target/doc'
 	@echo 'make audit   bans, licences and sources of dependencies'
-	@echo 'make images  the container engine and the images that the tests start brokers from'
+	@echo 'make images  the container engine, the images that the tests start brokers from, and moto'
 	@echo 'make bench   the drivers beside their bare clients, written to docs/benchmarks.md'
 
 demo:

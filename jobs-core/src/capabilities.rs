@@ -30,6 +30,7 @@ impl Support {
 
 /// What the number in [`Job::attempt`](crate::Job::attempt) counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Attempts {
     /// Deliveries that were started: requeues, abandoned jobs and ended leases.
     Exact,
@@ -41,6 +42,7 @@ pub enum Attempts {
 
 /// What a consumer's right to a delivered job depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Lease {
     /// The connection (or process): it lasts as long as that lives.
     Connection,

@@ -80,7 +80,8 @@ pub trait Plan: Send {
 /// 4. Settling in any order loses nothing: an ack never covers a job that is not settled.
 /// 5. Requeue with changes stores the copy before it settles the original: a crash between gives a
 ///    duplicate, never a loss; deduplicating brokers must not swallow the copy.
-/// 6. Jobs in the process ≤ `prefetch` per pipeline; client buffers at most one more window.
+/// 6. Jobs in the process ≤ `prefetch` per pipeline; what a client reads ahead of them is bounded too,
+///    and stated on the driver's page.
 /// 7. A stale receipt (dead channel, revoked partition, ended lease) is refused, without I/O where
 ///    the broker would accept it wrongly.
 /// 8. Bad input (foreign message, broken header, hostile length, oversized payload) gets a clear
@@ -109,8 +110,8 @@ pub trait Driver: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     /// Those of [`Capabilities::admit`], before any I/O; `NotFound` if the queue is missing;
-    /// `Full`; `Denied`; `Closed` after `stop`. `Throttled`, `Connection` and `Timeout` are
-    /// transient.
+    /// `InvalidState`; `Denied`; `Closed` after `stop`; `Broker` for what has no kind of its own.
+    /// `Full`, `Throttled`, `Connection` and `Timeout` are transient.
     ///
     /// # Cancel safety
     /// After a drop the message may or may not be stored; nothing else is affected. Push again

@@ -14,6 +14,7 @@ pub type CaseResult = Result<(), CaseError>;
 
 /// Why a case did not pass.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum CaseError {
     /// It could not be tried here, for this reason.
     Ignored(String),

@@ -44,6 +44,7 @@ pub enum Direction {
 
 /// How a connection ends, for both of its ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum End {
     /// Closed: what was forwarded arrives.
     Close,

@@ -20,9 +20,9 @@ pub use jobs_amqp as amqp;
 #[cfg(feature = "beanstalk")]
 pub use jobs_beanstalk as beanstalk;
 pub use jobs_core::{
-    Attempts, Backoff, Bytes, Capabilities, Constructor, Driver, Error, ErrorKind, Headers, Job,
-    JobId, KafkaOptions, Lease, Message, Options, Outcome, Pipeline, Plan, Problem, Registry,
-    Result, Secret, SettleError, State, Support,
+    Attempts, Backoff, Bytes, Capabilities, Constructor, Driver, Error, ErrorKind, ExposeSecret,
+    Headers, Job, JobId, KafkaOptions, Lease, Message, Options, Outcome, Pipeline, Plan, Problem,
+    Registry, Result, Secret, SettleError, State, Support,
 };
 /// The driver `kafka`: options, mapping and guarantees.
 #[cfg(feature = "kafka")]

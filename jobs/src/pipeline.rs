@@ -68,9 +68,9 @@ impl PipelineHandle {
     /// See [`Driver::push`] for what `Ok` means, the errors and what happens when dropped.
     ///
     /// # Errors
-    /// `InvalidMessage`, `PayloadTooLarge` and `Unsupported` before any I/O; `NotFound`, `Full`,
-    /// `Denied`; `Closed` once the pipeline is stopped. `Throttled`, `Connection` and `Timeout` are
-    /// transient.
+    /// `InvalidMessage`, `PayloadTooLarge` and `Unsupported` before any I/O; `NotFound`,
+    /// `InvalidState`, `Denied`; `Closed` once the pipeline is stopped; `Broker` for the rest. `Full`,
+    /// `Throttled`, `Connection` and `Timeout` are transient.
     pub async fn push(&self, message: Message) -> Result<()> {
         // For the log only: a clone shares its content.
         let pushed = message.clone();

@@ -105,7 +105,7 @@ impl SqsConfig {
         let mut capabilities = Capabilities::default();
         // A FIFO queue takes no delays, and a job that hops would lose its place in its group.
         capabilities.delay = given(!self.fifo, Support::Emulated);
-        capabilities.reject = given(self.dead_letter.is_some(), Support::Native);
+        capabilities.reject = given(self.dead_letter.is_some(), Support::Emulated);
         capabilities.requeue = Support::Emulated;
         capabilities.batch = Support::Native;
         capabilities.max_batch = Some(MAX_BATCH);

@@ -69,6 +69,7 @@ fn lease(lease: Lease) -> &'static str {
         Lease::Connection => "while connected",
         Lease::Timed => "timed, extended",
         Lease::Fixed => "fixed time",
+        other => panic!("the table has no word for {other:?}"),
     }
 }
 
@@ -77,6 +78,7 @@ fn attempts(attempts: Attempts) -> &'static str {
         Attempts::Exact => "exact",
         Attempts::AtLeast => "at least",
         Attempts::Flag => "first or not",
+        other => panic!("the table has no word for {other:?}"),
     }
 }
 

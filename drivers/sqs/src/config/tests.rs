@@ -306,7 +306,7 @@ fn capabilities_follow_from_the_queue() {
     assert_eq!(standard.max_payload, Some(MAX_MESSAGE - ENVELOPE));
     let fifo = of(&[("queue", "q.fifo"), ("dead_letter", "d.fifo")]);
     assert_eq!((fifo.delay, fifo.ordering_key), (Support::None, Support::Native));
-    assert_eq!((fifo.reject, fifo.acks_confirmed, fifo.max_delay), (Support::Native, true, None));
+    assert_eq!((fifo.reject, fifo.acks_confirmed, fifo.max_delay), (Support::Emulated, true, None));
     let small = of(&[("attributes", r#"{"MaximumMessageSize": 1024}"#)]);
     assert_eq!(small.max_payload, Some(512));
 }

@@ -56,7 +56,11 @@ fn text(lines: &[Measured<'_>], place: &str) -> String {
         "# Benchmarks\n\nWritten by `make bench`. Each line with a `ratio` is the median of five alternating pairs of runs, \
          with {} bytes of payload: `raw` and `driver` are jobs per second of the bare client and of our driver, \
          `ratio` is the median of the ratios of the pairs, `cpu_us` and `raw_cpu_us` are microseconds of \
-         processor time per job in this process. The broker runs in a container on the same machine.\n\n{place}",
+         processor time per job in this process. `allocs` are the allocations of our driver per job beyond the bare \
+         client's; `requests` those to the service per 1,000 jobs; `ack_alone` is how long one ack takes to be \
+         answered; `10ms` has handlers of ten milliseconds, beside a loop that runs them in order (three pairs); \
+         `backlog` pushes a million jobs, opens their file again and runs them. The broker runs in a container \
+         on the same machine.\n\n{place}",
         super::PAYLOAD
     );
     for driver in DRIVERS {
