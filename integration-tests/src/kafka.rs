@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use jobs_kit::{Case, CaseResult, Fixture, Suite};
 
-use crate::kafkad::{Brokers, is_given};
+use crate::kafkad::{Brokers, Operator, is_given};
 
 pub use crash::victim;
 pub use harness::Kafka;
@@ -63,6 +63,17 @@ pub fn suite() -> Suite {
     }
     let suite = add(suite, "tls", Kafka::tls, &[errors::tls]);
     suite.only("tls", &["push::", "settle::ack_ends_the_job"])
+}
+
+/// Deletes a topic and waits until the broker knows it no more: until then it takes records for it.
+async fn delete(fx: &Fixture, operator: &Operator, topic: &str) -> CaseResult {
+    operator.delete_topics(vec![topic.to_owned()]).await?;
+    fx.eventually("it is gone", async || match operator.topics(topic).await {
+        Ok(found) if found.is_empty() => Ok(()),
+        found => Err(format!("{found:?}")),
+    })
+    .await?;
+    Ok(())
 }
 
 /// A case that is given the brokers.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use jobs_kit::{Case, CaseResult, Fixture};
 use rdkafka::Message as _;
 
-use super::{case, harness};
+use super::{case, delete, harness};
 use crate::kafkad::{Brokers, headers};
 
 pub(super) fn cases(brokers: &Arc<Brokers>) -> Vec<Case> {
@@ -63,11 +63,11 @@ async fn a_topic_that_is_not_there(fx: Fixture, brokers: Arc<Brokers>) -> CaseRe
     let name = config.name().to_owned();
     let pipeline = fx.start(config).await?;
     let operator = brokers.shared().await?.operator();
-    operator.delete_topics(vec![harness::dead(&name)]).await?;
     pipeline.push(fx.message("dead")).await?;
+    let job = pipeline.next().await?;
+    delete(&fx, &operator, &harness::dead(&name)).await?;
     // Until the client has heard of it, it sends to the broker that had it.
-    let refused = pipeline.next().await?.reject().await;
-    let error = refused.expect_err("nowhere to keep it");
+    let error = job.reject().await.expect_err("nowhere to keep it");
     error.into_job().ack().await?;
     pipeline.expect_empty().await?;
     Ok(())

@@ -6,8 +6,8 @@ use std::time::Duration;
 use jobs_core::ErrorKind;
 use jobs_kit::{Case, CaseResult, Fixture};
 
-use super::case;
 use super::rebalance::ack_until_found;
+use super::{case, delete};
 use crate::kafkad::Brokers;
 
 pub(super) fn cases(brokers: &Arc<Brokers>) -> Vec<Case> {
@@ -44,12 +44,7 @@ async fn a_topic_while_consuming(fx: Fixture, brokers: Arc<Brokers>) -> CaseResu
     pipeline.push_numbered(10).await?;
     pipeline.ack_next(10).await?;
     for _ in 0..2 {
-        operator.delete_topics(vec![topic.clone()]).await?;
-        fx.eventually("it is gone", async || match operator.topics(&topic).await {
-            Ok(found) if found.is_empty() => Ok(()),
-            found => Err(format!("{found:?}")),
-        })
-        .await?;
+        delete(&fx, &operator, &topic).await?;
         operator.create_topic(&topic, 1).await?;
         let pushed = pipeline.push_eventually(3).await?;
         ack_until_found(&pipeline, pushed).await?;
@@ -91,12 +86,7 @@ async fn the_topic_of_delays(fx: Fixture, brokers: Arc<Brokers>) -> CaseResult {
         })
         .await?;
         ack_until_found(&pipeline, [pushed]).await?;
-        operator.delete_topics(vec![topic.clone()]).await?;
-        fx.eventually("it is gone", async || match operator.topics(&topic).await {
-            Ok(found) if found.is_empty() => Ok(()),
-            found => Err(format!("{found:?}")),
-        })
-        .await?;
+        delete(&fx, &operator, &topic).await?;
     }
     Ok(())
 }

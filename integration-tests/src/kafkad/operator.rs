@@ -100,7 +100,7 @@ impl Operator {
         .await
     }
 
-    /// Deletes topics and waits until they are gone; those that do not exist are fine.
+    /// Deletes topics; those that do not exist are fine. The brokers learn of it a moment later.
     ///
     /// # Errors
     /// The broker's, or it takes too long.
