@@ -10,8 +10,8 @@ use super::case;
 use crate::rabbitmq::{Brokers, RabbitMq};
 
 pub(super) fn cases(brokers: &Arc<Brokers>) -> Vec<Case> {
-    /// Of a broker that is ours.
-    const OURS: &[Feature] = &[Feature::Fault(Fault::Kill)];
+    /// Of a broker that is ours, behind a proxy.
+    const OURS: &[Feature] = &[Feature::Fault(Fault::Kill), Feature::Fault(Fault::Cut)];
     vec![
         Case::new(
             "limits::forty_releases",
@@ -51,23 +51,31 @@ async fn a_memory_alarm(fx: Fixture, brokers: Arc<Brokers>) -> CaseResult {
     pipeline.ack_next(1).await?;
     // On the same connection, which the push of the first blocks.
     let other = fx.connect(fx.configure().await?.with_option("push_timeout", "1s")).await?;
+    let idle = fx.connect(fx.configure().await?.with_option("push_timeout", "1s")).await?;
     set_watermark(broker, "0.0001").await?;
     let start = Instant::now();
     let blocked = fx.within("a push", pipeline.push(fx.message("blocked"))).await;
     let waited = start.elapsed();
     let kept = fx.within("a push", other.push(fx.message("kept"))).await;
+    let idle_kept = fx.within("a push", idle.push(fx.message("kept"))).await;
     let start = Instant::now();
     let stopped = other.stop().await;
     let stopping = start.elapsed();
+    // A connection that dies while it is blocked.
+    let cut = fx.inject(Fault::Cut).await;
     set_watermark(broker, "0.6").await?;
+    cut?;
     let error = blocked?.expect_err("the broker takes nothing");
     assert_eq!(error.kind(), ErrorKind::Throttled, "{error:?}");
     assert!(error.is_retryable() && waited >= PUSH_TIMEOUT, "after {waited:?}: {error:?}");
-    let error = kept?.expect_err("the broker takes nothing");
-    assert_eq!(error.kind(), ErrorKind::Throttled, "{error:?}");
-    assert!(error.is_retryable() && !error.may_be_stored(), "{error:?}");
+    for kept in [kept?, idle_kept?] {
+        let error = kept.expect_err("the broker takes nothing");
+        assert_eq!(error.kind(), ErrorKind::Throttled, "{error:?}");
+        assert!(error.is_retryable() && !error.may_be_stored(), "{error:?}");
+    }
     stopped?;
     assert!(stopping < Duration::from_secs(5), "nothing was to be flushed: {stopping:?}");
+    idle.push_eventually(1).await?;
     let pushed = pipeline.push_eventually(1).await?;
     let found = pipeline.drain(1).await?;
     assert!(found.contains(&pushed[0]), "{found:?}");
