@@ -7,6 +7,7 @@ use crate::{Error, ErrorKind, Headers, Message, Result};
 
 /// How a pipeline provides a feature.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum Support {
     /// Not at all. Asking for it is refused before any I/O, but for three: without
     /// [`batch`](Capabilities::batch) messages are sent one by one, without

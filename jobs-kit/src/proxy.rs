@@ -35,6 +35,7 @@ pub struct Proxy {
 
 /// Which way bytes go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Direction {
     /// From the client to the server.
     ToServer,

@@ -29,6 +29,7 @@ const LAST_ATTEMPT: u32 = 6;
 
 /// What to run, and for how long.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Soak {
     /// How long messages are pushed.
     pub duration: Duration,
@@ -36,6 +37,21 @@ pub struct Soak {
     pub seed: u64,
     /// What happens to the broker meanwhile, again and again.
     pub faults: Vec<Fault>,
+}
+
+impl Soak {
+    /// A soak without faults.
+    #[must_use]
+    pub fn new(duration: Duration, seed: u64) -> Self {
+        Self { duration, seed, faults: Vec::new() }
+    }
+
+    /// Causes these faults meanwhile.
+    #[must_use]
+    pub fn with_faults(mut self, faults: Vec<Fault>) -> Self {
+        self.faults = faults;
+        self
+    }
 }
 
 struct World {

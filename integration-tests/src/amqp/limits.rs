@@ -24,7 +24,7 @@ pub(super) fn cases(brokers: &Arc<Brokers>) -> Vec<Case> {
             brokers,
             "limits::a_memory_alarm",
             &[1],
-            "a connection that the broker blocks is Throttled after push_timeout",
+            "a connection that the broker blocks is Throttled after push_timeout, and left if it dies",
             a_memory_alarm,
         )
         .needs(OURS),

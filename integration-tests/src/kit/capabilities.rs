@@ -46,11 +46,9 @@ pub(crate) fn table() -> String {
 
 fn support(support: Support) -> String {
     match support {
-        Support::None => "refused",
-        Support::Emulated => "emulated",
-        Support::Native => "native",
+        Support::None => "refused".into(),
+        how => format!("{how:?}").to_lowercase(),
     }
-    .into()
 }
 
 fn dead_letters(support: Support) -> String {

@@ -30,7 +30,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, String> {
     let faults = arguments.faults.clone();
     let duration = Duration::from_secs(arguments.seconds);
-    let soak = Soak { duration, seed: arguments.seed, faults };
+    let soak = Soak::new(duration, arguments.seed).with_faults(faults);
     let sound = run_all(&select(&arguments.driver)?, &soak)?;
     Ok(if sound { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -113,13 +113,13 @@ mod tests {
 
     #[test]
     fn no_driver_loses_a_job_in_three_seconds() {
-        let plan = Soak { duration: Duration::from_secs(3), seed: 1, faults: Vec::new() };
+        let plan = Soak::new(Duration::from_secs(3), 1);
         assert_eq!(run_all(&select("all").unwrap_or_default(), &plan), Ok(true));
     }
 
     #[test]
     fn faults_a_driver_cannot_suffer_are_refused() {
-        let plan = Soak { duration: Duration::ZERO, seed: 1, faults: vec![Fault::Kill] };
+        let plan = Soak::new(Duration::ZERO, 1).with_faults(vec![Fault::Kill]);
         let answer = run_one(&DRIVERS[0], &plan);
         assert_eq!(answer, Err("memory cannot suffer `kill`".to_owned()));
     }
