@@ -138,16 +138,7 @@ impl<'a> Flights<'a> {
     /// One that has ended. None means that all the client had resolved when this was called were returned.
     pub(crate) fn landed(&mut self) -> Option<Flown> {
         let woken = Arc::clone(&self.woken);
-        let waker = Waker::from(Arc::clone(&woken));
-        loop {
-            woken.0.store(false, Ordering::Release);
-            match self.poll_next_unpin(&mut Context::from_waker(&waker)) {
-                Poll::Ready(flown) => return flown,
-                // The set lets others run before it looks at the rest.
-                Poll::Pending if woken.0.load(Ordering::Acquire) => std::thread::yield_now(),
-                Poll::Pending => return None,
-            }
-        }
+        woken.ready(self)
     }
 }
 
@@ -176,6 +167,22 @@ impl Stream for Flights<'_> {
 /// Whether somebody was woken.
 #[derive(Default)]
 struct Woken(AtomicBool);
+
+impl Woken {
+    /// What a stream has ready.
+    fn ready<S: Stream + Unpin>(self: Arc<Self>, stream: &mut S) -> Option<S::Item> {
+        let waker = Waker::from(Arc::clone(&self));
+        loop {
+            self.0.store(false, Ordering::Release);
+            match stream.poll_next_unpin(&mut Context::from_waker(&waker)) {
+                Poll::Ready(item) => return item,
+                // The stream lets others run before it looks at the rest.
+                Poll::Pending if self.0.load(Ordering::Acquire) => std::thread::yield_now(),
+                Poll::Pending => return None,
+            }
+        }
+    }
+}
 
 impl Wake for Woken {
     fn wake(self: Arc<Self>) {
@@ -217,4 +224,25 @@ fn key_of(returned: &BasicReturnMessage) -> Option<Key> {
         exchange: delivery.exchange.to_string(),
         routing_key: delivery.routing_key.to_string(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_set_puts_off_is_found_as_well() {
+        let (tell, told) = oneshot::channel();
+        let mut set = FuturesUnordered::new();
+        set.push(async { told.await.is_ok() }.boxed());
+        let tells = async {
+            // When all were polled once, the set stops, although the first is ready by then.
+            tell.send(()).expect("it waits");
+            future::pending().await
+        };
+        set.push(tells.boxed());
+        let woken = Arc::<Woken>::default();
+        assert_eq!(Arc::clone(&woken).ready(&mut set), Some(true));
+        assert_eq!(woken.ready(&mut set), None, "the other never ends");
+    }
 }

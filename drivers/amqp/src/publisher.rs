@@ -433,6 +433,37 @@ mod tests {
         Target { exchange: exchange.into(), routing_key: routing_key.into() }
     }
 
+    #[tokio::test]
+    async fn a_push_that_nobody_answers_fails_as_what_it_knows() {
+        for (stopped, published, expected) in [
+            (false, true, (ErrorKind::Connection, true, true)),
+            (true, true, (ErrorKind::Closed, false, true)),
+            (true, false, (ErrorKind::Closed, false, false)),
+        ] {
+            let (requests, mut taken) = mpsc::channel(1);
+            let closing = CancellationToken::new();
+            let health = Arc::default();
+            let task = Mutex::default();
+            let publisher = Publisher { requests, health, closing: closing.clone(), task };
+            let message = Message::new("a", "");
+            let publish = Publish::new(Arc::new(target("", "k")), message, Default::default());
+            let client_does_not_answer = async {
+                let request: Request = taken.recv().await.expect("one");
+                if published {
+                    request.publish.take().expect("not taken");
+                }
+                if stopped {
+                    closing.cancel();
+                }
+            };
+            let deadline = Instant::now() + Duration::from_secs(60);
+            let push = publisher.publish(&publish, deadline);
+            let error = tokio::join!(push, client_does_not_answer).0.expect_err("no answer");
+            let found = (error.kind(), error.is_retryable(), error.may_be_stored());
+            assert_eq!(found, expected, "stopped: {stopped}, published: {published}");
+        }
+    }
+
     #[test]
     fn connections_that_die_young_are_made_less_and_less_often() {
         let mut patience = Patience::default();
