@@ -70,7 +70,8 @@ struct Connections {
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Pace {
-    stalled: bool,
+    /// By [`Direction`]: nothing is forwarded.
+    held: [bool; 2],
     latency: Duration,
     bytes_per_second: Option<NonZeroU32>,
 }
@@ -145,7 +146,13 @@ impl Proxy {
     /// Stops forwarding, in both directions and also on new connections, until
     /// [`restore`](Self::restore). Connections stay open; what is being written still arrives.
     pub fn stall(&self) {
-        self.shared.pace.send_modify(|pace| pace.stalled = true);
+        self.shared.pace.send_modify(|pace| pace.held = [true; 2]);
+    }
+
+    /// As [`stall`](Self::stall), in one direction: what one end says still reaches the other, which
+    /// cannot answer.
+    pub fn hold(&self, direction: Direction) {
+        self.shared.pace.send_modify(|pace| pace.held[direction as usize] = true);
     }
 
     /// Holds up each packet for `latency`, and forwards so many bytes per second at most on each

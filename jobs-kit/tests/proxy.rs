@@ -133,6 +133,20 @@ async fn stalls_with_connections_open_and_loses_nothing() {
 }
 
 #[tokio::test]
+async fn holds_what_goes_one_way_only() {
+    let proxy = Proxy::start_framed(echo().await, length).expect("a proxy");
+    let mut stream = connect(&proxy).await;
+    assert_eq!(say(&mut stream, "\u{2}a").await, "\u{2}a");
+    proxy.hold(Direction::ToClient);
+    let arrives = proxy.trap_frame(Direction::ToServer, End::Close, |frame| frame == b"\x02c");
+    stream.write_all(b"\x02b").await.expect("the proxy reads on");
+    let mut answer = [0; 16];
+    assert!(timeout(QUIET, stream.read(&mut answer)).await.is_err(), "nothing comes back");
+    stream.write_all(b"\x02c").await.expect("the proxy reads on");
+    within(arrives.sprung()).await;
+}
+
+#[tokio::test]
 async fn a_stalled_connection_can_be_broken() {
     let proxy = Proxy::start(echo().await).expect("a proxy");
     let mut stream = connect(&proxy).await;

@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jobs_core::ErrorKind;
+use jobs_kit::proxy::Direction;
 use jobs_kit::{Case, CaseResult, Fault, Feature, Fixture};
 
-use super::case;
+use super::{case, names};
 use crate::rabbitmq::{Brokers, RabbitMq};
 
 pub(super) fn cases(brokers: &Arc<Brokers>) -> Vec<Case> {
@@ -18,6 +19,14 @@ pub(super) fn cases(brokers: &Arc<Brokers>) -> Vec<Case> {
             &[1],
             "releasing a job does not destroy it, however often",
             forty_releases,
+        )
+        .needs(&[Feature::Fault(Fault::Cut)]),
+        case(
+            brokers,
+            "limits::pushes_without_confirms",
+            &[],
+            "concurrent pushes share round trips: none waits for the confirm of another",
+            pushes_without_confirms,
         )
         .needs(&[Feature::Fault(Fault::Cut)]),
         case(
@@ -39,6 +48,34 @@ async fn forty_releases(fx: Fixture) -> CaseResult {
     }
     assert_eq!(pipeline.ack_next(1).await?, pushed);
     pipeline.expect_empty().await?;
+    Ok(())
+}
+
+async fn pushes_without_confirms(fx: Fixture, brokers: Arc<Brokers>) -> CaseResult {
+    const PUSHES: u32 = 1_024;
+    let broker = brokers.own().await?;
+    // The broker is not to be taken for dead while it cannot be heard.
+    let pipeline = fx.connect(fx.configure().await?.with_option("heartbeat", "6s")).await?;
+    let operator = broker.operator().await?;
+    broker.control.proxy().hold(Direction::ToClient);
+    let arrive = async {
+        let queue = names::queue(pipeline.config());
+        let arrived = fx.eventually("all arrive", async || match operator.ready(queue).await {
+            Ok(PUSHES) => Ok(()),
+            other => Err(format!("{other:?}")),
+        });
+        let arrived = arrived.await;
+        broker.control.proxy().restore();
+        arrived
+    };
+    let messages = (0..PUSHES).map(|_| fx.message("unconfirmed")).collect();
+    let pushes = fx.within("the pushes", pipeline.push_batch(messages));
+    let (pushed, arrived) = tokio::join!(pushes, arrive);
+    arrived?;
+    for pushed in pushed? {
+        pushed?;
+    }
+    operator.close().await?;
     Ok(())
 }
 

@@ -126,8 +126,9 @@ impl<'a> Pump<'a> {
     /// Waits as long as nothing is to be forwarded, and for the latency.
     async fn pace(&self) {
         let mut pace = self.shared.pace.subscribe();
+        let flows = pace.wait_for(|pace| !pace.held[self.direction as usize]).await;
         // The proxy is gone with its tasks when this fails.
-        let Ok(flowing) = pace.wait_for(|pace| !pace.stalled).await.map(|pace| *pace) else {
+        let Ok(flowing) = flows.map(|pace| *pace) else {
             return;
         };
         if !flowing.latency.is_zero() {
