@@ -19,8 +19,8 @@ use crate::codec::id_of;
 use crate::confirms::{Key, Published};
 use crate::topology::Target;
 
-/// Memory for writes that is kept for the next ones.
-const SPARE: usize = 64;
+/// Writes at once. More would not be faster, and memory for so many is kept for the next ones.
+const WRITES: usize = 128;
 
 /// A message on its way, once.
 pub(crate) struct Publish {
@@ -68,12 +68,14 @@ impl Published for Request {
     }
 }
 
-/// What became of a publish.
+/// What happened to a publish.
 pub(crate) enum Flown {
     /// Confirmed, together with some returned message.
     Acked(Request, Option<Key>),
     Nacked(Request, Option<Key>),
     Failed(Request, lapin::Error),
+    /// No publish ended, but writes did: more can be started again.
+    Room,
 }
 
 /// The client's future is large, and lives for a moment only.
@@ -86,6 +88,8 @@ pub(crate) struct Flights<'a> {
     writes: VecDeque<Write<'a>>,
     /// Writes that have ended.
     spare: Vec<Write<'a>>,
+    /// There was no room, and nobody was told that there is.
+    full: bool,
     confirms: FuturesUnordered<Unconfirmed>,
     woken: Arc<Woken>,
 }
@@ -96,6 +100,7 @@ impl<'a> Flights<'a> {
             channel,
             writes: VecDeque::new(),
             spare: Vec::new(),
+            full: false,
             confirms: FuturesUnordered::new(),
             woken: Arc::default(),
         }
@@ -107,6 +112,11 @@ impl<'a> Flights<'a> {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// How many may be started now.
+    pub(crate) fn room(&self) -> usize {
+        WRITES.saturating_sub(self.writes.len())
     }
 
     /// Numbers the publish and queues its frames.
@@ -146,16 +156,22 @@ impl Stream for Flights<'_> {
     type Item = Flown;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Flown>> {
+        self.full |= self.room() == 0;
         while let Some(write) = self.writes.front_mut() {
             let Poll::Ready((request, written)) = write.poll(cx) else { break };
             let ended = self.writes.pop_front();
-            if self.spare.len() < SPARE {
+            if self.spare.len() < WRITES {
                 self.spare.extend(ended);
             }
             match written {
                 Ok(confirm) => self.confirms.push(Unconfirmed { request: Some(request), confirm }),
                 Err(error) => return Poll::Ready(Some(Flown::Failed(request, error))),
             }
+        }
+        // Taking more as soon as there is any room would be a wake-up for each.
+        if self.full && self.writes.is_empty() {
+            self.full = false;
+            return Poll::Ready(Some(Flown::Room));
         }
         match self.confirms.poll_next_unpin(cx) {
             Poll::Ready(None) if !self.writes.is_empty() => Poll::Pending,

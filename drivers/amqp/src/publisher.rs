@@ -289,7 +289,8 @@ impl Worker {
             if finished && flights.is_empty() {
                 return End::Finished;
             }
-            let free = if blocked { 0 } else { WINDOW.saturating_sub(flights.len()) };
+            let free = WINDOW.saturating_sub(flights.len()).min(flights.room());
+            let free = if blocked { 0 } else { free };
             let more = free > 0 && !self.has_no_more_requests();
             if !lost {
                 tokio::select! {
@@ -384,6 +385,7 @@ fn land(
             failed.push((request, error));
             return true;
         }
+        Flown::Room => {}
     }
     false
 }
