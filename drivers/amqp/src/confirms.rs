@@ -66,32 +66,29 @@ impl<T: Published> Confirms<T> {
         *self.returned.entry(key).or_default() += 1;
     }
 
-    /// Judges what can be judged. To be called when no other confirm is resolved.
-    pub(crate) fn judge(&mut self) -> Vec<(T, Verdict)> {
-        if self.returned.is_empty() {
-            let stored = |resolved: Resolved<T>| (resolved.push, Verdict::Stored);
-            return self.resolved.drain(..).map(stored).collect();
-        }
-        let mut judged = Vec::with_capacity(self.resolved.len());
+    /// Judges what can be judged, and tells. To be called when no other confirm is resolved.
+    ///
+    /// Without returned messages it allocates nothing: a list of a whole batch would be large.
+    pub(crate) fn judge(&mut self, mut tell: impl FnMut(T, Verdict)) {
         let mut kept = Vec::new();
         for resolved in self.resolved.drain(..) {
-            if take(&mut self.returned, &resolved.push.key()) {
-                judged.push((resolved.push, Verdict::Returned));
+            if self.returned.is_empty() {
+                tell(resolved.push, Verdict::Stored);
+            } else if take(&mut self.returned, &resolved.push.key()) {
+                tell(resolved.push, Verdict::Returned);
             } else {
                 kept.push(resolved);
             }
         }
-        // Its own message, if it was returned, waits behind the one it carries until all those
-        // before it have met their confirms.
-        let waits = |resolved: &Resolved<T>| resolved.carries && !self.returned.is_empty();
         for resolved in kept {
-            if waits(&resolved) {
+            // Its own message, if it was returned, waits behind the one it carries until all those
+            // before it have met their confirms.
+            if resolved.carries && !self.returned.is_empty() {
                 self.resolved.push(resolved);
             } else {
-                judged.push((resolved.push, Verdict::Stored));
+                tell(resolved.push, Verdict::Stored);
             }
         }
-        judged
     }
 
     /// Gives up on what could not be judged: the channel is gone.
@@ -136,16 +133,22 @@ mod tests {
         Key { id, exchange, routing_key }
     }
 
+    fn judged(confirms: &mut Confirms<Push>) -> Vec<(Push, Verdict)> {
+        let mut judged = Vec::new();
+        confirms.judge(|push, verdict| judged.push((push, verdict)));
+        judged
+    }
+
     #[test]
     fn a_message_hung_on_another_confirm_finds_its_own() {
         let (a, b) = (key("a", "", "q"), key("b", "", "q"));
         let push = |tag, key: &Key| Push { tag, key: key.clone() };
         let mut confirms = Confirms::default();
         confirms.resolve(Some(b.clone()), push(1, &a));
-        assert_eq!(confirms.judge(), [], "`a` may have been returned as well");
+        assert_eq!(judged(&mut confirms), [], "`a` may have been returned as well");
         confirms.resolve(None, push(2, &b));
         let verdicts = [(push(2, &b), Verdict::Returned), (push(1, &a), Verdict::Stored)];
-        assert_eq!(confirms.judge(), verdicts);
+        assert_eq!(judged(&mut confirms), verdicts);
     }
 
     /// The broker and the client between push and confirm.
@@ -216,7 +219,7 @@ mod tests {
                             }
                         };
                         wire.confirm(chosen, &mut confirms);
-                        for (push, verdict) in confirms.judge() {
+                        for (push, verdict) in judged(&mut confirms) {
                             let truth = wire.truth[usize::try_from(push.tag).expect("few")];
                             prop_assert_eq!(verdict, truth, "of {:?}", push);
                             seen += 1;

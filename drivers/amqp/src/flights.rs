@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker, ready};
 
 use futures::future::{self, FutureExt};
@@ -43,7 +43,22 @@ impl Publish {
 
     /// What nobody took yet.
     pub(crate) fn take(&self) -> Option<BasicProperties> {
-        self.properties.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.properties().take()
+    }
+
+    /// True if nobody took them, and so nobody will: the message is not handed to the client.
+    pub(crate) fn discard(&self) -> bool {
+        // They are large, and usually gone: they are not to be moved for that.
+        let mut properties = self.properties();
+        let there = properties.is_some();
+        if there {
+            *properties = None;
+        }
+        there
+    }
+
+    fn properties(&self) -> MutexGuard<'_, Option<BasicProperties>> {
+        self.properties.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -57,16 +57,9 @@ pub(crate) struct Publisher {
 /// Takes back what was not handed to the client when its caller is gone.
 struct Withdraw<'a>(&'a Publish);
 
-impl Withdraw<'_> {
-    /// True if the message was not and will not be handed to the client.
-    fn withdraw(&self) -> bool {
-        self.0.take().is_some()
-    }
-}
-
 impl Drop for Withdraw<'_> {
     fn drop(&mut self) {
-        self.withdraw();
+        self.0.discard();
     }
 }
 
@@ -100,7 +93,7 @@ impl Publisher {
     /// # Cancel safety
     /// A message that was not handed to the client yet will not be.
     pub(crate) async fn publish(&self, publish: &Arc<Publish>, deadline: Instant) -> Result<()> {
-        let withdraw = Withdraw(publish);
+        let _withdraw = Withdraw(publish);
         let (answer, answered) = oneshot::channel();
         let request = Request { publish: Arc::clone(publish), answer };
         let answer = timeout_at(deadline, async {
@@ -109,7 +102,7 @@ impl Publisher {
                 || if self.closing.is_cancelled() { closed("push") } else { lost_channel() };
             answered.await.unwrap_or_else(|_| Err(unanswered()))
         });
-        let stored = |error: Error| if withdraw.withdraw() { error } else { error.maybe_stored() };
+        let stored = |error: Error| if publish.discard() { error } else { error.maybe_stored() };
         match answer.await {
             Ok(Err(error)) if error.kind() == ErrorKind::Closed => Err(stored(error)),
             Ok(answer) => answer,
@@ -301,7 +294,7 @@ impl Worker {
                         while let Some(flown) = flights.landed() {
                             lost |= land(flown, &mut confirms, &mut failed);
                         }
-                        tell(confirms.judge());
+                        confirms.judge(tell);
                     }
                     _ = self.requests.recv_many(&mut self.backlog, free), if more => {}
                     () = &mut closing, if !self.requests.is_closed() => self.requests.close(),
@@ -318,7 +311,7 @@ impl Worker {
                 if !drained {
                     tracing::error!("the client does not answer for a dead channel");
                 }
-                tell(confirms.judge());
+                confirms.judge(tell);
                 confirms.into_undecided().for_each(|request| request.tell(Err(lost_channel())));
                 self.tell_failed(failed, drained);
                 return End::Lost;
@@ -390,16 +383,14 @@ fn land(
     false
 }
 
-fn tell(judged: Vec<(Request, Verdict)>) {
-    for (request, verdict) in judged {
-        request.tell(match verdict {
-            Verdict::Stored => Ok(()),
-            Verdict::Returned => {
-                let error = Error::new(ErrorKind::NotFound, "push").with_driver(NAME);
-                Err(error.with_context("no queue is bound where the message went"))
-            }
-        });
-    }
+fn tell(request: Request, verdict: Verdict) {
+    request.tell(match verdict {
+        Verdict::Stored => Ok(()),
+        Verdict::Returned => {
+            let error = Error::new(ErrorKind::NotFound, "push").with_driver(NAME);
+            Err(error.with_context("no queue is bound where the message went"))
+        }
+    });
 }
 
 pub(crate) fn lost_channel() -> Error {
