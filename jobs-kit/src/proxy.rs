@@ -149,8 +149,7 @@ impl Proxy {
         self.shared.pace.send_modify(|pace| pace.held = [true; 2]);
     }
 
-    /// As [`stall`](Self::stall), in one direction: what one end says still reaches the other, which
-    /// cannot answer.
+    /// As [`stall`](Self::stall), but holds only what goes in this direction.
     pub fn hold(&self, direction: Direction) {
         self.shared.pace.send_modify(|pace| pace.held[direction as usize] = true);
     }

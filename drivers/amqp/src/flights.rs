@@ -19,7 +19,11 @@ use crate::codec::id_of;
 use crate::confirms::{Key, Published};
 use crate::topology::Target;
 
-/// Writes at once. More would not be faster, and memory for so many is kept for the next ones.
+/// Publishes that wait for their confirms. A window of 1,024 reaches what the client can do.
+pub(crate) const WINDOW: usize = 2_048;
+
+/// Those of them that the client has not written yet: it writes no faster with more, and memory for
+/// so many is kept for the next ones.
 const WRITES: usize = 128;
 
 /// A message on its way, once.
@@ -48,12 +52,10 @@ impl Publish {
 
     /// True if nobody took them, and so nobody will: the message is not handed to the client.
     pub(crate) fn discard(&self) -> bool {
-        // They are large, and usually gone: they are not to be moved for that.
+        // To take them would move them, and they are large.
         let mut properties = self.properties();
         let there = properties.is_some();
-        if there {
-            *properties = None;
-        }
+        *properties = None;
         there
     }
 
@@ -83,13 +85,13 @@ impl Published for Request {
     }
 }
 
-/// What happened to a publish.
+/// What happened.
 pub(crate) enum Flown {
     /// Confirmed, together with some returned message.
     Acked(Request, Option<Key>),
     Nacked(Request, Option<Key>),
     Failed(Request, lapin::Error),
-    /// No publish ended, but writes did: more can be started again.
+    /// There was no room, and all writes have ended since.
     Room,
 }
 
@@ -103,7 +105,8 @@ pub(crate) struct Flights<'a> {
     writes: VecDeque<Write<'a>>,
     /// Writes that have ended.
     spare: Vec<Write<'a>>,
-    /// There was no room, and nobody was told that there is.
+    /// There was no room, and nobody was told yet that there is. Whoever looks at times finds it as well,
+    /// but later.
     full: bool,
     confirms: FuturesUnordered<Unconfirmed>,
     woken: Arc<Woken>,
@@ -131,10 +134,10 @@ impl<'a> Flights<'a> {
 
     /// How many may be started now.
     pub(crate) fn room(&self) -> usize {
-        WRITES.saturating_sub(self.writes.len())
+        (WINDOW - self.len()).min(WRITES - self.writes.len())
     }
 
-    /// Numbers the publish and queues its frames.
+    /// Numbers the publish and queues its frames. There must be room.
     pub(crate) fn start(&mut self, request: Request, properties: BasicProperties) {
         let channel = self.channel;
         let write = async move {
@@ -160,10 +163,9 @@ impl<'a> Flights<'a> {
         self.writes.push_back(write);
     }
 
-    /// One that has ended. None means that all the client had resolved when this was called were returned.
+    /// What has happened. None means that all the client had resolved when this was called were returned.
     pub(crate) fn landed(&mut self) -> Option<Flown> {
-        let woken = Arc::clone(&self.woken);
-        woken.ready(self)
+        Arc::clone(&self.woken).ready(self)
     }
 }
 
@@ -171,7 +173,7 @@ impl Stream for Flights<'_> {
     type Item = Flown;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Flown>> {
-        self.full |= self.room() == 0;
+        self.full |= self.writes.len() == WRITES;
         while let Some(write) = self.writes.front_mut() {
             let Poll::Ready((request, written)) = write.poll(cx) else { break };
             let ended = self.writes.pop_front();

@@ -4,8 +4,8 @@
 //! before it queues its frames, so that two tasks publishing on one channel could get each other's
 //! confirms. It never waits for one confirm before it starts the next publish.
 
+use std::collections::VecDeque;
 use std::fmt;
-use std::mem;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,13 +24,9 @@ use crate::codec::fits;
 use crate::confirms::{Confirms, Verdict};
 use crate::connection::{Connections, Live, close, within};
 use crate::error::{closed, mapped, max_message_size, refuses};
-use crate::flights::{Flights, Flown, Publish, Request};
+use crate::flights::{Flights, Flown, Publish, Request, WINDOW};
 use crate::health::Health;
 use crate::topology::{Side, Target, Topology};
-
-/// Publishes that wait for their confirms, and as many that wait for their turn. A window of 1,024
-/// reaches what the client can do.
-const WINDOW: usize = 2_048;
 
 /// How often to look if the connection is blocked while there is something to publish. The client
 /// tells only one listener.
@@ -71,6 +67,7 @@ impl Publisher {
         with_due: bool,
         health: Arc<Health>,
     ) -> Result<Self> {
+        // As many as wait for their confirms may wait for their turn.
         let (requests, receiver) = mpsc::channel(WINDOW);
         let closing = CancellationToken::new();
         let mut worker = Worker {
@@ -79,7 +76,7 @@ impl Publisher {
             with_due,
             declared: None,
             requests: receiver,
-            backlog: Vec::new(),
+            backlog: VecDeque::new(),
             health: Arc::clone(&health),
             closing: closing.clone(),
         };
@@ -162,7 +159,7 @@ struct Worker {
     declared: Option<u64>,
     requests: mpsc::Receiver<Request>,
     /// Taken from the requests, and certainly not published.
-    backlog: Vec<Request>,
+    backlog: VecDeque<Request>,
     health: Arc<Health>,
     closing: CancellationToken,
 }
@@ -240,7 +237,7 @@ impl Worker {
         }
         // What callers have given up on is not kept until the broker is back.
         while let Ok(request) = self.requests.try_recv() {
-            self.backlog.push(request);
+            self.backlog.push_back(request);
         }
         self.backlog.retain(|request| !request.answer.is_closed());
         self.backlog.is_empty() && self.has_no_more_requests()
@@ -269,22 +266,17 @@ impl Worker {
             let finished = if blocked {
                 self.is_finished()
             } else {
-                mem::swap(&mut taken, &mut self.backlog);
-                for request in taken.drain(..) {
-                    lost = lost || !channel.status().connected();
-                    match lost {
-                        true => self.backlog.push(request),
-                        false => start(&mut flights, frame_max, request),
-                    }
+                while !lost && flights.room() > 0 {
+                    let Some(request) = self.backlog.pop_front() else { break };
+                    start(&mut flights, frame_max, request);
+                    lost = !channel.status().connected();
                 }
                 self.backlog.is_empty() && self.has_no_more_requests()
             };
             if finished && flights.is_empty() {
                 return End::Finished;
             }
-            let free = WINDOW.saturating_sub(flights.len()).min(flights.room());
-            let free = if blocked { 0 } else { free };
-            let more = free > 0 && !self.has_no_more_requests();
+            let free = if blocked || finished { 0 } else { flights.room() };
             if !lost {
                 tokio::select! {
                     biased;
@@ -296,7 +288,9 @@ impl Worker {
                         }
                         confirms.judge(tell);
                     }
-                    _ = self.requests.recv_many(&mut self.backlog, free), if more => {}
+                    _ = self.requests.recv_many(&mut taken, free), if free > 0 => {
+                        self.backlog.extend(taken.drain(..));
+                    }
                     () = &mut closing, if !self.requests.is_closed() => self.requests.close(),
                     _ = look.tick(), if blocked || !flights.is_empty() => {}
                 }

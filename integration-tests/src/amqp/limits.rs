@@ -1,4 +1,4 @@
-//! Limits of the broker: of deliveries, and of memory.
+//! Limits: of deliveries, of memory, and of what is on its way.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -33,7 +33,8 @@ pub(super) fn cases(brokers: &Arc<Brokers>) -> Vec<Case> {
             brokers,
             "limits::a_memory_alarm",
             &[1],
-            "a connection that the broker blocks is Throttled after push_timeout, and left if it dies",
+            "a connection that the broker blocks is Throttled after push_timeout, and left if it dies; \
+             what has time waits and is stored once",
             a_memory_alarm,
         )
         .needs(OURS),
@@ -81,6 +82,8 @@ async fn pushes_without_confirms(fx: Fixture, brokers: Arc<Brokers>) -> CaseResu
 
 async fn a_memory_alarm(fx: Fixture, brokers: Arc<Brokers>) -> CaseResult {
     const PUSH_TIMEOUT: Duration = Duration::from_secs(1);
+    /// More than the client is handed at once.
+    const MANY: usize = 300;
     let broker = brokers.own().await?;
     let config = fx.configure().await?.with_option("push_timeout", "1s");
     let pipeline = fx.start(config).await?;
@@ -89,18 +92,27 @@ async fn a_memory_alarm(fx: Fixture, brokers: Arc<Brokers>) -> CaseResult {
     // On the same connection, which the push of the first blocks.
     let other = fx.connect(fx.configure().await?.with_option("push_timeout", "1s")).await?;
     let idle = fx.connect(fx.configure().await?.with_option("push_timeout", "1s")).await?;
+    let patient = fx.connect(fx.configure().await?).await?;
     set_watermark(broker, "0.0001").await?;
     let start = Instant::now();
     let blocked = fx.within("a push", pipeline.push(fx.message("blocked"))).await;
     let waited = start.elapsed();
-    let kept = fx.within("a push", other.push(fx.message("kept"))).await;
-    let idle_kept = fx.within("a push", idle.push(fx.message("kept"))).await;
-    let start = Instant::now();
-    let stopped = other.stop().await;
-    let stopping = start.elapsed();
-    // A connection that dies while it is blocked.
-    let cut = fx.inject(Fault::Cut).await;
-    set_watermark(broker, "0.6").await?;
+    let many = (0..MANY).map(|_| fx.message("patient")).collect();
+    let waiting = fx.within("pushes that wait", patient.push_batch(many));
+    let meanwhile = async {
+        let kept = fx.within("a push", other.push(fx.message("kept"))).await;
+        let idle_kept = fx.within("a push", idle.push(fx.message("kept"))).await;
+        let start = Instant::now();
+        let stopped = other.stop().await;
+        let stopping = start.elapsed();
+        // A connection that dies while it is blocked.
+        let cut = fx.inject(Fault::Cut).await;
+        let over = set_watermark(broker, "0.6").await;
+        (kept, idle_kept, stopped, stopping, cut, over)
+    };
+    let (stored, (kept, idle_kept, stopped, stopping, cut, over)) =
+        tokio::join!(waiting, meanwhile);
+    over?;
     cut?;
     let error = blocked?.expect_err("the broker takes nothing");
     assert_eq!(error.kind(), ErrorKind::Throttled, "{error:?}");
@@ -112,6 +124,12 @@ async fn a_memory_alarm(fx: Fixture, brokers: Arc<Brokers>) -> CaseResult {
     }
     stopped?;
     assert!(stopping < Duration::from_secs(5), "nothing was to be flushed: {stopping:?}");
+    for stored in stored? {
+        stored?;
+    }
+    patient.run().await?;
+    patient.ack_next(MANY).await?;
+    patient.expect_empty().await?;
     idle.push_eventually(1).await?;
     let pushed = pipeline.push_eventually(1).await?;
     let found = pipeline.drain(1).await?;

@@ -13,6 +13,7 @@ pub fn write_headers<'a>(entries: impl IntoIterator<Item = (&'a str, &'a str)>) 
     let mut names: Vec<_> = entries.chunk_by(|(_, (a, _)), (_, (b, _))| a == b).collect();
     names.sort_unstable_by_key(|values| values[0].0);
 
+    // As much as a few headers need.
     let mut json = Vec::with_capacity(64);
     json.push(b'{');
     for (index, values) in names.iter().enumerate() {
