@@ -85,7 +85,7 @@ impl Published for Request {
     }
 }
 
-/// What happened.
+/// What happened to the publishes under way.
 pub(crate) enum Flown {
     /// Confirmed, together with some returned message.
     Acked(Request, Option<Key>),
@@ -105,8 +105,8 @@ pub(crate) struct Flights<'a> {
     writes: VecDeque<Write<'a>>,
     /// Writes that have ended.
     spare: Vec<Write<'a>>,
-    /// There was no room, and nobody was told yet that there is. Whoever looks at times finds it as well,
-    /// but later.
+    /// There was no room for a write, and [`Flown::Room`] is still to come. It saves time only: who asks
+    /// for the room now and then finds it, too.
     full: bool,
     confirms: FuturesUnordered<Unconfirmed>,
     woken: Arc<Woken>,
